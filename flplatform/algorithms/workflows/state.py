@@ -1,0 +1,241 @@
+"""The state of a run, as its events made it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flplatform.core.events import (
+    Blob,
+    DeadlineExtended,
+    DeployWaitOver,
+    Event,
+    GatherClosed,
+    GatherOpened,
+    ModelPublished,
+    ModelScored,
+    QuorumSet,
+    ResultAccepted,
+    RoundClosed,
+    RoundOpened,
+    RunEnded,
+    RunOpened,
+    SiteAnswered,
+    StepStarted,
+    TaskFailed,
+    UpdateAccepted,
+)
+from flplatform.core.job import JobSpec
+from flplatform.core.messages import TRAIN, TaskId
+
+Settled = tuple[int, str]
+"""Round of the last settled task of a (site, kind), and the fingerprint of what settled it."""
+
+FAILED = "failed"
+"""Fingerprint of a task settled by a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """A round between RoundOpened and ModelPublished."""
+
+    opened: RoundOpened
+    accepted: Mapping[str, UpdateAccepted] = field(default_factory=dict)
+    failed: Mapping[str, TaskFailed] = field(default_factory=dict)
+    extended: bool = False
+    closed: RoundClosed | None = None
+
+    @property
+    def unsettled(self) -> tuple[str, ...]:
+        """Participants with neither an update nor a failure, in name order."""
+        return tuple(
+            site
+            for site in self.opened.participants
+            if site not in self.accepted and site not in self.failed
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """A gathering between GatherOpened and GatherClosed, and after it what it brought."""
+
+    opened: GatherOpened
+    results: Mapping[TaskId, ResultAccepted] = field(default_factory=dict)
+    failed: Mapping[TaskId, TaskFailed] = field(default_factory=dict)
+    closed: GatherClosed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Everything that later decisions depend on; made by `evolve` alone.
+
+    Attributes:
+        opened: the run's first event.
+        min_clients: quorum as it is now.
+        answers: target → its answer to the signed start.
+        step: index into the job's workflow; -1 while deploying.
+        step_first_round: the number of rounds before the current step.
+        round: number of the last opened round, 0 before the first.
+        models: round → published global model; 0 is the initial model.
+        scores: round → the watched metric of that round's model.
+        best_round: round of the best scored model, None before the first score.
+        open_round: the round being worked on.
+        gathers: stage → gathering of the current or an earlier step.
+        settled: (site, kind) → what settled that site's latest task of the kind.
+        ended: the terminal event.
+    """
+
+    opened: RunOpened
+    min_clients: int
+    models: Mapping[int, Blob]
+    answers: Mapping[str, SiteAnswered] = field(default_factory=dict)
+    deploy_wait_over: bool = False
+    step: int = -1
+    step_first_round: int = 0
+    round: int = 0
+    scores: Mapping[int, float] = field(default_factory=dict)
+    best_round: int | None = None
+    open_round: OpenRound | None = None
+    gathers: Mapping[str, Gather] = field(default_factory=dict)
+    settled: Mapping[tuple[str, str], Settled] = field(default_factory=dict)
+    ended: RunEnded | None = None
+
+    @property
+    def run(self) -> int:
+        """The run's number."""
+        return self.opened.run
+
+    @property
+    def job(self) -> JobSpec:
+        """The job as it was submitted."""
+        return self.opened.job
+
+    @property
+    def step_name(self) -> str:
+        """Name of the current step; empty while deploying."""
+        return self.job.workflow[self.step] if 0 <= self.step < len(self.job.workflow) else ""
+
+    @property
+    def status(self) -> str:
+        """`deploying`, `training`, `validating`, or how the run ended."""
+        if self.ended:
+            return self.ended.status
+        if self.step < 0:
+            return "deploying"
+        return "training" if self.step_name == "scatter_gather" else "validating"
+
+    @property
+    def deployed(self) -> frozenset[str]:
+        """Targets that accepted the run."""
+        return frozenset(site for site, answer in self.answers.items() if answer.accepted)
+
+    @property
+    def model(self) -> Blob:
+        """The latest global model."""
+        return self.models[max(self.models)]
+
+    @property
+    def best_model(self) -> tuple[int, Blob]:
+        """Round and blob of the best global model; of the latest if nothing was scored."""
+        best = max(self.models) if self.best_round is None else self.best_round
+        return best, self.models[best]
+
+
+def fingerprint(event: UpdateAccepted | ResultAccepted) -> str:
+    """Return what two equal results of one task have in common, and unequal ones have not."""
+    if event.digest:
+        return event.digest
+    metrics = sorted(event.metrics.items())
+    return f"{event.examples} {metrics}"
+
+
+def initial(opened: RunOpened) -> RunState:
+    """Return the state after the run's first event."""
+    return RunState(opened, opened.min_clients, {0: opened.initial_model})
+
+
+def evolve(state: RunState, event: Event) -> RunState:
+    """Return the state after `event`; total over every event a run's stream can hold."""
+    match event:
+        case SiteAnswered():
+            return replace(state, answers={**state.answers, event.site: event})
+        case DeployWaitOver():
+            return replace(state, deploy_wait_over=True)
+        case StepStarted():
+            return replace(state, step=event.index, step_first_round=state.round)
+        case RoundOpened():
+            return replace(state, round=event.round, open_round=OpenRound(event))
+        case UpdateAccepted():
+            return _with_round(
+                _settle(state, event.site, TRAIN, event.round, fingerprint(event)),
+                accepted={**_round(state).accepted, event.site: event},
+            )
+        case ResultAccepted():
+            return _gathered(state, TaskId.parse(event.task_id), event)
+        case TaskFailed():
+            return _failed(state, TaskId.parse(event.task_id), event)
+        case DeadlineExtended():
+            return _with_round(state, extended=True)
+        case RoundClosed():
+            return _with_round(state, closed=event)
+        case ModelPublished():
+            models = {**state.models, event.round: event.model}
+            return replace(state, models=models, open_round=None)
+        case ModelScored():
+            return replace(
+                state,
+                scores={**state.scores, event.round: event.score},
+                best_round=event.round if event.best else state.best_round,
+            )
+        case GatherOpened():
+            return replace(state, gathers={**state.gathers, event.stage: Gather(event)})
+        case GatherClosed():
+            gather = replace(state.gathers[event.stage], closed=event)
+            return replace(state, gathers={**state.gathers, event.stage: gather})
+        case QuorumSet():
+            return replace(state, min_clients=event.min_clients)
+        case RunEnded():
+            return replace(state, ended=event)
+        case _:
+            raise TypeError(f"{type(event).__name__} does not belong into a run's stream")
+
+
+def gather_of(state: RunState, task_id: TaskId) -> Gather | None:
+    """Return the gathering that a task belongs to, open or closed."""
+    for gather in state.gathers.values():
+        opened = gather.opened
+        if opened.round != task_id.round or task_id.site not in opened.participants:
+            continue
+        if task_id.owner in opened.models if task_id.owner else opened.stage == "submit":
+            return gather
+    return None
+
+
+def _round(state: RunState) -> OpenRound:
+    assert state.open_round is not None
+    return state.open_round
+
+
+def _with_round(state: RunState, **changes: Any) -> RunState:
+    return replace(state, open_round=replace(_round(state), **changes))
+
+
+def _settle(state: RunState, site: str, kind: str, number: int, mark: str) -> RunState:
+    return replace(state, settled={**state.settled, (site, kind): (number, mark)})
+
+
+def _gathered(state: RunState, task_id: TaskId, event: ResultAccepted) -> RunState:
+    gather = gather_of(state, task_id)
+    assert gather is not None
+    gather = replace(gather, results={**gather.results, task_id: event})
+    state = _settle(state, task_id.site, task_id.kind, task_id.round, fingerprint(event))
+    return replace(state, gathers={**state.gathers, gather.opened.stage: gather})
+
+
+def _failed(state: RunState, task_id: TaskId, event: TaskFailed) -> RunState:
+    state = _settle(state, task_id.site, task_id.kind, task_id.round, FAILED)
+    if task_id.kind == TRAIN:
+        return _with_round(state, failed={**_round(state).failed, task_id.site: event})
+    gather = gather_of(state, task_id)
+    assert gather is not None
+    gather = replace(gather, failed={**gather.failed, task_id: event})
+    return replace(state, gathers={**state.gathers, gather.opened.stage: gather})

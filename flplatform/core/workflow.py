@@ -1,0 +1,152 @@
+"""What goes into a workflow and what comes out: values only.
+
+A workflow is `decide(state, input) -> events`, `evolve(state, event) -> state` and
+`pending(state) -> instructions`, all pure. `algorithms.workflows` implements them; `server.runs`
+carries them out.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from flplatform.core.events import RoundClosed
+from flplatform.core.messages import ModelRef, Task, TaskFailure, TaskId, TaskResult
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The sites as they are at the moment of a decision."""
+
+    live: frozenset[str]
+    disabled: frozenset[str] = frozenset()
+
+    @property
+    def usable(self) -> frozenset[str]:
+        """Sites that can take part now."""
+        return self.live - self.disabled
+
+
+# ---- inputs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ResultArrived:
+    """A checked result whose blob, if any, is durable."""
+
+    task_id: TaskId
+    result: TaskResult
+
+
+@dataclass(frozen=True, slots=True)
+class FailureArrived:
+    """A site gave a task up."""
+
+    task_id: TaskId
+    failure: TaskFailure
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerArrived:
+    """A target accepted or declined the run."""
+
+    site: str
+    accepted: bool
+    rule: str = ""
+    reason: str = ""
+    isolation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RosterChanged:
+    """A site came or went; the roster beside the input says what is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The wake-up with this id is over."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """An aggregation is done and its model durable."""
+
+    round: int
+    model: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionFailed:
+    """The server could not carry out an instruction."""
+
+    id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetQuorum:
+    """An admin sets the run's `min_clients`."""
+
+    min_clients: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """An admin ends the run."""
+
+    by: str
+    reason: str = "aborted"
+
+
+Input: TypeAlias = (
+    ResultArrived
+    | FailureArrived
+    | AnswerArrived
+    | RosterChanged
+    | TimerFired
+    | Aggregated
+    | InstructionFailed
+    | SetQuorum
+    | Abort
+)
+
+
+# ---- instructions -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Deploy:
+    """Carry the signed start to a target that has not answered."""
+
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Keep this task open to its site."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Compute the model of a closed round."""
+
+    closed: RoundClosed
+
+    @property
+    def id(self) -> str:
+        """Name of the instruction, stable over restarts."""
+        return f"aggregate/{self.closed.round}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Fire a timer once, `after_s` seconds from when this instruction first appears."""
+
+    id: str
+    after_s: float
+
+
+Instruction: TypeAlias = Deploy | Offer | Aggregate | Wake

@@ -5,7 +5,7 @@ in `_bytes` sizes (int).
 """
 
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator
 
@@ -170,7 +170,7 @@ class Overrides(Strict):
     proxy: Address | None = None
 
 
-C = TypeVar("C", ServerConfig, SiteConfig, AdminConfig)
+C = TypeVar("C", bound=ServerConfig | SiteConfig | AdminConfig)
 
 
 def override(config: C, overrides: Overrides) -> C:
@@ -187,7 +187,7 @@ def override(config: C, overrides: Overrides) -> C:
     )
     if problems:
         raise ConfigError("local/overrides.yml does not fit this kit", problems=problems)
-    return config.model_copy(update=given)
+    return cast(C, config.model_copy(update=given))
 
 
 class ServerPolicy(Strict):

@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from flplatform.core.config import Strict, parse_json
 from flplatform.core.errors import FailedPreconditionError
 from flplatform.core.job import JobSpec
+from flplatform.core.strict import Strict, parse_json
 
 FEDERATION = "federation"
 """Name of the federation's own stream."""
@@ -54,6 +54,16 @@ class RunNumbered(Event):
     job_digest: str
     job_name: str
     submitter: str
+
+
+class RunSummarised(Event):
+    """A run has ended: what a list of runs shows, so that ended runs need no replay."""
+
+    run: int
+    status: str
+    reason: str
+    round: int
+    rounds: int
 
 
 class SiteEnabled(Event):
@@ -224,9 +234,10 @@ class RunEnded(Event):
 EVENTS: dict[tuple[str, int], type[Event]] = {
     (cls.__name__, cls.version): cls
     for cls in (
-        RunNumbered, SiteEnabled, SiteDisabled, RunOpened, SiteAnswered, DeployWaitOver,
-        StepStarted, RoundOpened, UpdateAccepted, ResultAccepted, TaskFailed, DeadlineExtended,
-        RoundClosed, ModelPublished, ModelScored, GatherOpened, GatherClosed, QuorumSet, RunEnded,
+        RunNumbered, RunSummarised, SiteEnabled, SiteDisabled, RunOpened, SiteAnswered,
+        DeployWaitOver, StepStarted, RoundOpened, UpdateAccepted, ResultAccepted, TaskFailed,
+        DeadlineExtended, RoundClosed, ModelPublished, ModelScored, GatherOpened, GatherClosed,
+        QuorumSet, RunEnded,
     )
 }  # fmt: skip
 """Every type and version that this release reads."""

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from flplatform.core.config import Component, Name, Strict, parse_yaml
+from flplatform.core.config import Component, Name
 from flplatform.core.errors import InvalidArgumentError
 from flplatform.core.messages import SITE_NAME
+from flplatform.core.strict import Strict, parse_yaml
 
 JOB_FILE = "job.yml"
 CODE_FOLDER = "code"

@@ -32,6 +32,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 _CODES = {dtype.str: code for code, dtype in DTYPES.items()}
 
+METADATA = "__metadata__"
+"""The one key of a header that is no tensor; ignored."""
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 4_000_000
 MAX_TENSORS = 10_000
@@ -159,7 +161,11 @@ class Layout:
 
 
 def encode_header(manifest: Manifest) -> bytes:
-    """Return the canonical header: names sorted, tensors without gaps, padded to 8 bytes."""
+    """Return the canonical header: names sorted, tensors without gaps, padded to 8 bytes.
+
+    Raises:
+        ModelFormatError: it would be longer than any reader accepts.
+    """
     entries: dict[str, Any] = {}
     offset = 0
     for spec in manifest.tensors:
@@ -172,6 +178,12 @@ def encode_header(manifest: Manifest) -> bytes:
         offset = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise ModelFormatError(
+            f"takes {len(text)} bytes, at most {MAX_HEADER_BYTES} are allowed",
+            field="header",
+            hint="use fewer tensors or shorter names",
+        )
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
@@ -210,10 +222,12 @@ def parse_header(prefix: bytes, file_bytes: int) -> Layout:
         raise ModelFormatError(f"is not valid JSON: {error}", field="header") from None
     if not isinstance(entries, dict):
         raise ModelFormatError("is not a JSON object", field="header")
-    entries.pop("__metadata__", None)
+    entries.pop(METADATA, None)
     if len(entries) > MAX_TENSORS:
         raise ModelFormatError(f"has more than {MAX_TENSORS} tensors", field="header")
-    found = sorted(_parse_entry(name, entry) for name, entry in entries.items())
+    found = sorted(
+        (_parse_entry(name, entry) for name, entry in entries.items()), key=lambda item: item[:2]
+    )
     end = 0
     for begin, stop, spec in found:
         if begin != end:
@@ -278,6 +292,14 @@ def _check_limits(manifest: Manifest) -> None:
             raise ModelFormatError(
                 f"{spec.name[:60]!r} is not a printable name of 1 to {MAX_NAME_CHARS} characters",
                 field="model",
+            )
+        if spec.name == METADATA:
+            raise ModelFormatError(f"{METADATA!r} cannot name a tensor", field="model")
+        # Sizes beside a zero count as well: numpy cannot shape an empty array beyond its limits.
+        extent = math.prod(size or 1 for size in spec.shape)
+        if extent * DTYPES[spec.dtype].itemsize > MAX_MODEL_BYTES:
+            raise ModelFormatError(
+                f"shape {list(spec.shape)} is too large", field=f"model[{spec.name!r}]"
             )
     if manifest.size_bytes > MAX_MODEL_BYTES:
         raise ModelFormatError(f"is larger than {MAX_MODEL_BYTES} bytes", field="model")

@@ -135,6 +135,9 @@ class Aggregator(Protocol):
             InvalidArgumentError: names the precondition.
         """
 
+    def weight_of(self, site: str, examples: int) -> float:
+        """Return the weight of a site's update that was trained on `examples` examples."""
+
     def combine(
         self, name: str, base: Array, tiles: Sequence[Array], weights: Sequence[float], out: Array
     ) -> None:

@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast, get_args
 
 import yaml
@@ -23,6 +23,7 @@ MAX_DEPTH = 32
 
 KeyPath = tuple[str | int, ...]
 Lines = dict[KeyPath, int]
+Problems = Iterable[tuple[KeyPath, str]]
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -32,13 +33,21 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def parse_yaml(model: type[M], text: str, source: str) -> M:
+def _nothing(_: object) -> Problems:
+    return ()
+
+
+def parse_yaml(
+    model: type[M], text: str, source: str, check: Callable[[M], Problems] = _nothing
+) -> M:
     """Parse one YAML document; an empty one means `{}`.
 
     Args:
         model: what the text must be.
         text: the document.
         source: its name in error messages, usually a path.
+        check: finds what is wrong between the fields of an otherwise valid value, as pairs of a
+            key path and a sentence.
 
     Raises:
         ConfigError: with every problem found.
@@ -46,7 +55,8 @@ def parse_yaml(model: type[M], text: str, source: str) -> M:
     _check_size(text, source)
     reader = _YamlReader(text, source)
     value = reader.read()
-    return _build(model, {} if value is None else value, source, reader.lines, reader.problems)
+    value = {} if value is None else value
+    return _build(model, value, source, reader.lines, reader.problems, check)
 
 
 def parse_json(model: type[M], text: str | bytes, source: str) -> M:
@@ -89,13 +99,20 @@ def _check_size(text: str | bytes, source: str) -> None:
 
 
 def _build(
-    model: type[M], value: object, source: str, lines: Lines, problems: list[tuple[int, str]]
+    model: type[M],
+    value: object,
+    source: str,
+    lines: Lines,
+    problems: list[tuple[int, str]],
+    check: Callable[[M], Problems] = _nothing,
 ) -> M:
     """Validate `value`, adding the model's complaints to those of the reader."""
     found = list(problems)
     try:
         # JSON mode: strict, yet lists may become tuples and text may become enums.
         built = model.model_validate_json(json.dumps(value))
+        for path, what in check(built):
+            found.append((_line_of(path, lines), f"{key_path(path)}: {what}"))
         if not found:
             return built
     except ValidationError as error:

@@ -12,7 +12,6 @@ from flplatform.core.errors import ModelFormatError
 from flplatform.core.model import (
     DTYPES,
     LENGTH_BYTES,
-    MAX_HEADER_BYTES,
     Array,
     Arrays,
     Layout,
@@ -35,7 +34,7 @@ def read_layout(path: Path) -> Layout:
     with path.open("rb") as file:
         prefix = file.read(LENGTH_BYTES)
         if size >= LENGTH_BYTES:
-            prefix += file.read(min(header_length(prefix), MAX_HEADER_BYTES) - LENGTH_BYTES)
+            prefix += file.read(header_length(prefix) - LENGTH_BYTES)
     return parse_header(prefix, size)
 
 

@@ -171,8 +171,10 @@ class SubmitResultReply(_message.Message):
     def __init__(self, outcome: _Optional[str] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("received",)
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    received: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, received: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RetrieveReply(_message.Message):
     __slots__ = ("requests",)

@@ -1,0 +1,60 @@
+# Everything installs what it needs into .venv; `make demo` and `make test` are all a newcomer runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+KITS := workspaces/federation
+
+.PHONY: demo up console down test test-frameworks check bench reproduce protos clean
+
+demo: $(VENV)/core.stamp          ## provision, start, train on four hospitals, show, stop
+	@$(BIN)/python -m workspaces.federation demo
+
+up: $(VENV)/core.stamp            ## start the demo federation and leave it running
+	@$(BIN)/python -m workspaces.federation up
+
+console: $(VENV)/core.stamp       ## open the console on it
+	@$(BIN)/python -m workspaces.federation console
+
+down: $(VENV)/core.stamp          ## stop it
+	@$(BIN)/python -m workspaces.federation down
+
+test: check                       ## all checks and tests that need no ML framework
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not torch and not tensorflow and not sklearn"
+
+test-frameworks: $(VENV)/frameworks.stamp   ## the rest, on CPU builds of PyTorch and TensorFlow
+	@$(BIN)/python -m pytest -q -m "torch or tensorflow or sklearn"
+
+check: $(VENV)/dev.stamp          ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/core.stamp         ## this machine's limits beside ours, as ratios
+	@$(BIN)/python -m benchmarks
+
+reproduce: $(VENV)/core.stamp     ## the published FedAvg figures, on the platform
+	@$(BIN)/python -m workspaces.reproduce
+
+protos:                           ## generate the protobuf code anew, with the pinned generator
+	@$(PYTHON) tools/protos.py
+
+clean:                            ## remove everything that was installed or generated
+	rm -rf $(VENV) $(KITS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/core.stamp: setup.cfg pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing flplatform into $(VENV) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp
+	@echo "installing the development tools ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/frameworks.stamp: $(VENV)/dev.stamp
+	@echo "installing CPU builds of PyTorch and TensorFlow, and scikit-learn ..."
+	@sh tools/install-frameworks.sh $(BIN)/python
+	@touch $@

@@ -1,0 +1,157 @@
+"""The site decides: what may run here, on which data, for whom. Pure; every refusal has a rule."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flplatform.core.config import Environment
+from flplatform.core.errors import PermissionDeniedError
+from flplatform.security.authz import (
+    Permission,
+    Request,
+    decide_at_site,
+    decide_dataset,
+    decide_job,
+    demand,
+)
+from flplatform.security.identity import Identity
+from flplatform.security.kit import Kit
+
+COMMANDS: Mapping[str, Permission] = {
+    "preflight": "train",
+    "check_status": "view",
+    "sys_info": "operate",
+    "shutdown": "operate",
+    "restart": "operate",
+}
+"""The signed commands that a site obeys, and the right each needs; nothing else is obeyed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job gets at this site.
+
+    Attributes:
+        data: dataset name → path.
+        environment: interpreter and limits.
+        isolation: the level it will run under.
+    """
+
+    data: Mapping[str, Path]
+    environment: Environment
+    isolation: str
+
+
+class Policy:
+    """A site's own policy over signed originators.
+
+    Args:
+        kit: the site's verified kit.
+        isolation: the best isolation level of this host, `sandbox` or `none`.
+    """
+
+    def __init__(self, kit: Kit, isolation: str) -> None:
+        self._kit = kit
+        self._isolation = isolation
+
+    def check_job(
+        self,
+        submitter: Identity,
+        author: Identity,
+        *,
+        has_code: bool,
+        data: Sequence[str],
+        environment: str,
+    ) -> Plan:
+        """Return what the job would get, or refuse it.
+
+        Raises:
+            PermissionDeniedError: names the rule and the file it stands in.
+        """
+        local = self._kit.local
+        policy = local.site_policy
+        for actor in {submitter, author}:
+            request = self._request(actor, "submit_job", "train", submitter)
+            demand(decide_job(policy, request, has_code), request)
+        foreign = has_code and author.organisation != self._kit.identity.organisation
+        if self._isolation == "none":
+            if policy.minimum_isolation != "none":
+                raise PermissionDeniedError(
+                    "this host can only isolate at level none",
+                    rule=f"policy minimum_isolation = {policy.minimum_isolation}",
+                )
+            if foreign and not policy.allow_foreign_code_unsandboxed:
+                raise PermissionDeniedError(
+                    f"code of {author.organisation} would run without a sandbox",
+                    rule="policy allow_foreign_code_unsandboxed = false",
+                )
+        found = local.environments.environments.get(environment)
+        if found is None:
+            raise PermissionDeniedError(
+                f"there is no environment {environment!r} here",
+                rule="environments.yml",
+                hint=f"known: {', '.join(sorted(local.environments.environments))}",
+            )
+        request = self._request(submitter, "submit_job", "train", submitter)
+        paths = {name: self._dataset(name, request) for name in data}
+        return Plan(paths, found, self._isolation)
+
+    def _dataset(self, name: str, request: Request) -> Path:
+        dataset = self._kit.local.datasets.datasets.get(name)
+        if dataset is None:
+            raise PermissionDeniedError(
+                f"dataset {name!r} is not mapped here", rule=f"datasets.yml: {name} is missing"
+            )
+        demand(decide_dataset(name, dataset.allow, request), request)
+        path = (self._kit.folder / dataset.path).resolve()
+        if not path.exists():
+            raise PermissionDeniedError(
+                f"dataset {name!r} is mapped to a path that does not exist",
+                rule=f"datasets.yml: {name}",
+            )
+        return path
+
+    def check_command(self, actor: Identity, argv: Sequence[str]) -> None:
+        """Refuse a command that is not this site's to obey, or not the actor's to give.
+
+        Raises:
+            PermissionDeniedError: names the rule.
+        """
+        verb = argv[0]
+        if verb not in COMMANDS:
+            raise PermissionDeniedError(f"sites do not obey {verb!r}", rule="closed verb table")
+        if not targets(argv, self._kit.identity.name):
+            raise PermissionDeniedError(
+                f"{' '.join(argv)[:200]!r} does not target this site", rule="signed targets"
+            )
+        request = self._request(actor, verb, COMMANDS[verb])
+        demand(decide_at_site(self._kit.local.site_policy, request), request)
+
+    def _request(
+        self,
+        actor: Identity,
+        command: str,
+        permission: Permission,
+        submitter: Identity | None = None,
+    ) -> Request:
+        return Request(
+            actor=actor,
+            command=command,
+            permission=permission,
+            site_organisation=self._kit.identity.organisation,
+            submitter=submitter.name if submitter else "",
+            submitter_organisation=submitter.organisation if submitter else "",
+        )
+
+
+def targets(argv: Sequence[str], site: str) -> bool:
+    """Return whether the words that the user typed reach `site`.
+
+    `VERB all`, `VERB client` and `VERB client … site …` do; `preflight` reaches whom it is sent.
+    """
+    if argv[0] == "preflight":
+        return True
+    words = [word for word in argv[1:] if not word.startswith("-")]
+    if words[:1] == ["all"]:
+        return True
+    return words[:1] == ["client"] and (len(words) == 1 or site in words[1:])

@@ -1,0 +1,191 @@
+"""Requests that reach this site through the server: a closed table of topics.
+
+`start` and the signed commands are verified here against the signer's certificate, this site's
+own policy and single use, whatever the server says. Each request gets exactly one reply.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from flplatform.client.policy import Policy
+from flplatform.client.seen import SeenIds
+from flplatform.core.errors import FLError, InvalidArgumentError, PermissionDeniedError
+from flplatform.core.ports import AuditSink
+from flplatform.core.strict import Strict, parse_json
+from flplatform.rpc.v1 import federated_pb2 as pb
+from flplatform.security.identity import Identity, TrustStore
+from flplatform.security.signing import CommandOrder, Signed, StartOrder, open_order
+
+log = logging.getLogger(__name__)
+
+MAX_REMEMBERED = 1000
+
+Body = Mapping[str, Any]
+
+
+class StartBody(Strict):
+    """What the server adds to a signed start: the run's number, and where the package is."""
+
+    run: int
+    digest: str
+    size: int
+
+
+class PreflightBody(Strict):
+    """What a signed preflight asks about."""
+
+    job: str
+    has_code: bool
+    data: tuple[str, ...]
+    environment: str
+    sites: tuple[str, ...]
+
+
+class Starter(Protocol):
+    """Accepts runs; see `client.site_runs.SiteRuns`."""
+
+    async def accept(
+        self, signed: Signed, order: StartOrder, submitter: Identity, body: StartBody
+    ) -> Body:
+        """Take a run on, or refuse it."""
+
+    def recorded(self, signed: Signed, body: StartBody) -> Body | None:
+        """Return the answer given to this very start before."""
+
+
+class RequestAgent:
+    """Handles one request at a time per id; remembers replies, so that a repeat is answered alike.
+
+    Args:
+        trust: returns the trust store of now.
+        stop: ends this process, restarting if told so.
+        facts: `sys_info` and `check_status` answers.
+    """
+
+    def __init__(
+        self,
+        *,
+        trust: Callable[[], TrustStore],
+        policy: Policy,
+        seen: SeenIds,
+        runs: Starter,
+        audit: AuditSink,
+        stop: Callable[[bool], None],
+        facts: Mapping[str, Callable[[], Body]],
+    ) -> None:
+        self._trust = trust
+        self._policy = policy
+        self._seen = seen
+        self._runs = runs
+        self._audit = audit
+        self._stop = stop
+        self._facts = facts
+        self._replies: dict[str, asyncio.Task[pb.SiteReply]] = {}
+
+    async def handle(self, request: pb.SiteRequest) -> pb.SiteReply:
+        """Carry out a request and return its reply; the same id again gets the same reply."""
+        task = self._replies.get(request.id)
+        if task is None:
+            while len(self._replies) >= MAX_REMEMBERED:
+                del self._replies[next(iter(self._replies))]
+            task = asyncio.create_task(self._reply(request), name=f"request {request.topic}")
+            self._replies[request.id] = task
+        return await asyncio.shield(task)
+
+    async def _reply(self, request: pb.SiteRequest) -> pb.SiteReply:
+        actor: dict[str, str] = {"name": "unverified", "role": ""}
+        try:
+            process = self._start if request.topic == "start" else self._command
+            body = await process(request, actor)
+        except FLError as error:
+            refused = isinstance(error, PermissionDeniedError)
+            log.warning("%s of %s refused: %s", request.topic, actor["name"], error)
+            self._note(actor, request, "refused" if refused else "failed", str(error))
+            return pb.SiteReply(
+                request_id=request.id,
+                status="refused" if refused else "error",
+                message=error.message,
+                rule=error.rule,
+            )
+        except Exception as error:
+            log.exception("%s failed", request.topic)
+            self._note(actor, request, "failed", str(error))
+            return pb.SiteReply(
+                request_id=request.id, status="error", message="internal error at the site"
+            )
+        return pb.SiteReply(request_id=request.id, status="ok", body=json.dumps(body).encode())
+
+    def _note(self, actor: Body, request: pb.SiteRequest, decision: str, reason: str) -> None:
+        try:
+            self._audit.record(
+                actor, request.topic, decision, reason=reason, correlation_id=request.id
+            )
+        except OSError as error:
+            log.error("the audit cannot be written: %s", error)
+
+    async def _start(self, request: pb.SiteRequest, actor: dict[str, str]) -> Body:
+        body = parse_json(StartBody, request.body, "start")
+        signed = _signed(request)
+        if (answer := self._runs.recorded(signed, body)) is not None:
+            return answer
+        identity, order = open_order(StartOrder, signed, self._trust(), datetime.now(UTC))
+        actor.update(identity.as_actor())
+        return await self._audited(
+            actor, request, lambda: self._runs.accept(signed, order, identity, body)
+        )
+
+    async def _command(self, request: pb.SiteRequest, actor: dict[str, str]) -> Body:
+        now = datetime.now(UTC)
+        identity, order = open_order(CommandOrder, _signed(request), self._trust(), now)
+        actor.update(identity.as_actor())
+        verb = order.argv[0]
+        if verb != request.topic:
+            raise PermissionDeniedError(
+                f"{identity.name} signed {verb!r}, the server asks for {request.topic!r}",
+                rule="signed verb",
+            )
+        self._policy.check_command(identity, order.argv)
+        self._seen.use(order.id, order.not_after)
+        if verb == "preflight":
+            return self._preflight(identity, order)
+        if verb in self._facts:
+            return self._facts[verb]()
+
+        async def end() -> Body:
+            self._stop(verb == "restart")
+            return {}
+
+        return await self._audited(actor, request, end)
+
+    async def _audited(
+        self,
+        actor: Mapping[str, str],
+        request: pb.SiteRequest,
+        act: Callable[[], Awaitable[Body]],
+    ) -> Body:
+        """Write the audit first: what cannot be recorded must not happen."""
+        self._audit.record(actor, request.topic, "allowed", correlation_id=request.id)
+        return await act()
+
+    def _preflight(self, identity: Identity, order: CommandOrder) -> Body:
+        if len(order.argv) < 2:
+            raise InvalidArgumentError("asks about nothing", field="preflight")
+        asked = parse_json(PreflightBody, order.argv[1], "preflight")
+        plan = self._policy.check_job(
+            identity,
+            identity,
+            has_code=asked.has_code,
+            data=asked.data,
+            environment=asked.environment,
+        )
+        return {"isolation": plan.isolation}
+
+
+def _signed(request: pb.SiteRequest) -> Signed:
+    if not request.signed:
+        raise PermissionDeniedError(f"{request.topic} came without a signature", rule="unsigned")
+    return Signed.from_bytes(request.signed)

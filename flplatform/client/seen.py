@@ -1,0 +1,37 @@
+"""Ids of signed commands already obeyed, on disk: each counts once, whatever the server replays."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flplatform.core.errors import PermissionDeniedError
+from flplatform.files.durable import write_atomic
+
+MAX_IDS = 100_000
+
+
+class SeenIds:
+    """Remembers ids until their orders have expired."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._until: dict[str, float] = {}
+        if path.exists():
+            self._until = {str(k): float(v) for k, v in json.loads(path.read_bytes()).items()}
+
+    def use(self, order_id: str, not_after: datetime) -> None:
+        """Use up an id, durably, before it is acted upon.
+
+        Raises:
+            PermissionDeniedError: the id was used before.
+            OSError: it cannot be remembered, so the command must not be obeyed.
+        """
+        now = datetime.now(UTC).timestamp()
+        if order_id in self._until:
+            raise PermissionDeniedError("this command was carried out already", rule="single use")
+        # Orders are accepted until 30 s of clock skew after their end; keep twice that.
+        self._until = {key: end for key, end in self._until.items() if end + 60 > now}
+        if len(self._until) >= MAX_IDS:
+            raise PermissionDeniedError("too many commands at once", rule="command rate")
+        self._until[order_id] = not_after.timestamp()
+        write_atomic(self._path, json.dumps(self._until).encode())

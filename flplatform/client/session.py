@@ -1,0 +1,215 @@
+"""The site's connection: register, call, and come back after every break."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from grpc import aio
+
+from flplatform import __version__
+from flplatform.core.errors import (
+    DeadlineExceededError,
+    FLError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from flplatform.rpc.channel import TOKEN_KEY, open_channel
+from flplatform.rpc.errors import from_rpc
+from flplatform.rpc.v1 import federated_pb2 as pb
+from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
+from flplatform.security.kit import Kit
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1
+WAITING_CALL_S = 90.0
+"""Deadline of a waiting call: the server answers after 60 s at the latest."""
+
+T = TypeVar("T")
+Call = Callable[[Any], Callable[..., Awaitable[T]]]
+
+
+def backoff_s(attempt: int, longest_s: float) -> float:
+    """Return a random pause before attempt number `attempt` (from 0): full jitter."""
+    return random.uniform(0, min(longest_s, 0.2 * 2 ** min(attempt, 16)))  # noqa: S311
+
+
+class Session:
+    """One registration at a time, shared by everything that talks to the server.
+
+    Args:
+        kit: the site's verified kit.
+        isolation: the best isolation level of this host.
+        runs: returns the runs in hand, told to the server at registration.
+    """
+
+    def __init__(self, kit: Kit, isolation: str, runs: Callable[[], list[int]]) -> None:
+        self._kit = kit
+        self._isolation = isolation
+        self._runs = runs
+        self._lock = asyncio.Lock()
+        self._address = 0
+        self._channels: tuple[aio.Channel, aio.Channel] | None = None
+        self.token = ""
+        self.heartbeat_s = kit.site.heartbeat_s
+        self.connected = asyncio.Event()
+
+    @property
+    def transfers(self) -> aio.Channel:
+        """The channel for blobs: a connection of its own, so that control never waits.
+
+        Raises:
+            UnavailableError: not connected.
+        """
+        if self._channels is None:
+            raise UnavailableError("not connected to the server")
+        return self._channels[1]
+
+    async def register(self, dead_token: str) -> None:
+        """Register unless somebody else has since `dead_token` was in use; tries for ever."""
+        async with self._lock:
+            attempt = 0
+            while self.token == dead_token:
+                self.connected.clear()
+                try:
+                    await self._register_once()
+                except FLError as error:
+                    pause = backoff_s(attempt, self._kit.site.backoff_max_s)
+                    log.warning("cannot register, next try in %.1f s: %s", pause, error)
+                    attempt += 1
+                    self._address += 1
+                    await self._close_channels()
+                    await asyncio.sleep(pause)
+
+    async def _register_once(self) -> None:
+        control, _ = self._open()
+        request = pb.RegisterRequest(
+            protocol=PROTOCOL, version=__version__, isolation=self._isolation, runs=self._runs()
+        )
+        try:
+            reply = await pb_grpc.FederatedTrainingStub(control).Register(
+                request, timeout=self._kit.site.request_timeout_s
+            )
+        except aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        self.token = reply.token
+        self.heartbeat_s = min(self._kit.site.heartbeat_s, reply.heartbeat_s)
+        self.connected.set()
+        log.info("registered with %s", self._server_address())
+
+    def _server_address(self) -> str:
+        servers = self._kit.site.servers
+        return servers[self._address % len(servers)]
+
+    def _open(self) -> tuple[aio.Channel, aio.Channel]:
+        if self._channels is None:
+            proxy = self._kit.site.proxy
+            extra = [("grpc.http_proxy", f"http://{proxy}")] if proxy else []
+            extra_options: list[tuple[str, int | str]] = [
+                *extra,
+                ("grpc.enable_http_proxy", 1 if proxy else 0),
+            ]
+
+            def channel() -> aio.Channel:
+                return open_channel(
+                    self._server_address(),
+                    key_pem=self._kit.key_pem(),
+                    chain_pem=self._kit.chain,
+                    trusted_pem=self._kit.trust.tls_roots("server"),
+                    extra=extra_options,
+                )
+
+            self._channels = (channel(), channel())
+        return self._channels
+
+    async def _close_channels(self) -> None:
+        channels, self._channels = self._channels, None
+        for channel in channels or ():
+            await channel.close()
+
+    async def call(
+        self, service: Callable[[aio.Channel], Any], method: str, request: Any, timeout_s: float
+    ) -> Any:
+        """Make one call, registering first or again where needed.
+
+        Raises:
+            UnavailableError: the connection broke; try again.
+            FLError: the server refused.
+        """
+        if not self.token:
+            await self.register("")
+        for last in (False, True):
+            token = self.token
+            control, _ = self._open()
+            try:
+                return await getattr(service(control), method)(
+                    request, timeout=timeout_s, metadata=((TOKEN_KEY, token),)
+                )
+            except aio.AioRpcError as error:
+                failure = from_rpc(error)
+            if isinstance(failure, DeadlineExceededError):
+                failure = UnavailableError(f"{method}: no answer within {timeout_s:g} s")
+            if last or not isinstance(failure, UnauthenticatedError):
+                raise failure
+            await self.register(token)
+        raise AssertionError("unreachable")
+
+    async def training(self, method: str, request: Any, timeout_s: float = 0) -> Any:
+        """Call a method of `FederatedTraining`; see `call`."""
+        return await self.call(
+            pb_grpc.FederatedTrainingStub,
+            method,
+            request,
+            timeout_s or self._kit.site.request_timeout_s,
+        )
+
+    async def admin(self, method: str, request: Any, timeout_s: float = 0) -> Any:
+        """Call a method of `AdminCommunicating`; see `call`."""
+        return await self.call(
+            pb_grpc.AdminCommunicatingStub,
+            method,
+            request,
+            timeout_s or self._kit.site.request_timeout_s,
+        )
+
+    async def transfer(self, move: Callable[[aio.Channel, str], Awaitable[T]]) -> T:
+        """Move a blob, registering first or again where needed.
+
+        Raises:
+            UnavailableError: the connection broke; try again.
+            FLError: the server refused.
+        """
+        if not self.token:
+            await self.register("")
+        token = self.token
+        try:
+            return await move(self._open()[1], token)
+        except UnauthenticatedError:
+            await self.register(token)
+            return await move(self._open()[1], self.token)
+
+    async def persist(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Do `step` until it is not the connection's fault that it fails."""
+        attempt = 0
+        while True:
+            try:
+                return await step()
+            except UnavailableError as error:
+                pause = backoff_s(attempt, self._kit.site.backoff_max_s)
+                level = logging.DEBUG if attempt < 3 else logging.WARNING
+                log.log(level, "%s: next try in %.1f s: %s", what, pause, error)
+                attempt += 1
+                await asyncio.sleep(pause)
+
+    async def close(self, reason: str) -> None:
+        """Say goodbye if that is possible, and close the connection."""
+        if self.connected.is_set():
+            try:
+                await pb_grpc.FederatedTrainingStub(self._open()[0]).Quit(
+                    pb.QuitRequest(reason=reason), timeout=2.0, metadata=((TOKEN_KEY, self.token),)
+                )
+            except aio.AioRpcError as error:
+                log.debug("quit: %s", error.details())
+        await self._close_channels()

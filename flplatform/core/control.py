@@ -1,0 +1,235 @@
+"""What operators can see and do: values, and the Protocols that admin modules (and, later, a
+gateway) stand on. `server.control.ServerControl` implements them all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flplatform.core.messages import ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class SiteView:
+    """One site as the server sees it now; times in seconds, monotonic differences.
+
+    Attributes:
+        state: `live`, `expected` (presumed there after a server restart), or `disabled`.
+        runs: for each run that the site reported: run, round, phase, seconds in it.
+        last_seen_s: seconds since anything was heard; None while expected.
+        certificate_days: days until its certificate expires; None while expected.
+    """
+
+    name: str
+    organisation: str
+    state: str
+    runs: tuple[tuple[int, int, str, float], ...]
+    last_seen_s: float | None
+    certificate_days: float | None
+    isolation: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """The server itself."""
+
+    project: str
+    name: str
+    version: str
+    state: str
+    uptime_s: float
+    max_clients: int
+    registered: int
+    certificate_days: float
+    last_event: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run.
+
+    Attributes:
+        status: deploying, training, validating, finished, failed or aborted.
+        round, rounds: the last opened round and how many there will be.
+        min_clients: quorum as it is now.
+        waiting: sites whose answer the run waits for, in this phase.
+        accepted: sites whose results are in, in this phase.
+        answers: target → `ok`, or why it declined; `…` while it has not answered.
+        timers: what ends the wait → seconds from now.
+        next_model: digest of the latest published model.
+    """
+
+    run: int
+    name: str
+    submitter: str
+    submitted: str
+    status: str
+    reason: str
+    ended: str
+    round: int
+    rounds: int
+    min_clients: int = 0
+    targets: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    answers: Mapping[str, str] = field(default_factory=dict)
+    timers: Mapping[str, float] = field(default_factory=dict)
+    model_digest: str = ""
+    best_round: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundMetrics:
+    """What is known of one global model: its score and each site's reports.
+
+    Attributes:
+        round: the model's round; 0 is the initial model.
+        score: the watched metric over all sites, weighted by examples; None if not scored.
+        best: whether it is the best so far.
+        sites: site → metrics of this model on the site's data.
+        training: site → metrics that training this model reported.
+        digest: the model.
+        closed: why the round closed.
+        stragglers: participants without an update.
+    """
+
+    round: int
+    score: float | None
+    best: bool
+    sites: Mapping[str, Mapping[str, float]]
+    training: Mapping[str, Mapping[str, float]]
+    digest: str
+    closed: str = ""
+    stragglers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixView:
+    """A cross-site validation; see `server.validation.CrossValidation`."""
+
+    owners: tuple[str, ...]
+    sites: tuple[str, ...]
+    cells: Mapping[tuple[str, str], Mapping[str, float]]
+    gaps: Mapping[tuple[str, str], str]
+    global_round: int
+    complete: bool
+    metric: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReply:
+    """A site's answer to a relayed request; status `ok`, `error`, `refused` or `no_reply`."""
+
+    status: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+    rule: str = ""
+
+
+class RunsControl(Protocol):
+    """Runs: see, submit, end."""
+
+    def runs(self) -> list[RunView]:
+        """Return all runs, oldest first."""
+
+    def run(self, number: int) -> RunView:
+        """Return one run.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+
+    def active_runs(self) -> list[int]:
+        """Return the numbers of the runs that have not ended."""
+
+    async def submit(self, order: bytes, submitter: str, min_clients: int | None) -> int:
+        """Open a run for a signed start order whose package and model are uploaded.
+
+        Raises:
+            FLError: the order, the package or the job is refused, and why.
+        """
+
+    async def abort(self, number: int, by: str) -> None:
+        """End a run.
+
+        Raises:
+            NotFoundError, FailedPreconditionError: no such run, or it has ended.
+        """
+
+    async def set_min_clients(self, number: int, min_clients: int, by: str) -> None:
+        """Change a run's quorum; a round that can close now closes.
+
+        Raises:
+            FLError: no such run, it has ended, or the number is out of bounds.
+        """
+
+    async def wait_ended(self, number: int) -> RunView:
+        """Return the run once it has ended."""
+
+    async def wait_changed(self, number: int, seen: int) -> int:
+        """Return the number of events of a run once it exceeds `seen`, or the run has ended."""
+
+
+class ModelsControl(Protocol):
+    """What runs brought."""
+
+    def metrics(self, number: int) -> list[RoundMetrics]:
+        """Return what is known of each global model of a run, in round order.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+
+    def cross_validation(self, number: int) -> MatrixView:
+        """Return a run's matrix.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+
+    def model(self, number: int, which: int | str) -> tuple[int, ModelRef]:
+        """Return round and blob of a global model: a round, `best` or `last`.
+
+        Raises:
+            NotFoundError: no such run or round.
+        """
+
+
+class SitesControl(Protocol):
+    """Sites: see, reach, remove."""
+
+    def sites(self) -> list[SiteView]:
+        """Return registered and expected sites in name order."""
+
+    async def ask(
+        self,
+        sites: Sequence[str],
+        topic: str,
+        *,
+        timeout_s: float,
+        signed: bytes = b"",
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, SiteReply]:
+        """Relay a request to sites; each of them is in the answer."""
+
+    def remove(self, site: str) -> None:
+        """Drop a site's registration, so that it can register again at once.
+
+        Raises:
+            NotFoundError: no such site is registered.
+        """
+
+
+class ServerControlPort(Protocol):
+    """The server itself."""
+
+    def server(self) -> ServerView:
+        """Return the server as it is now."""
+
+    def stop(self, *, restart: bool) -> None:
+        """Drain and end the process; with `restart`, its supervisor starts it again."""
+
+    def system(self) -> Mapping[str, Any]:
+        """Return processor, memory and disk of the server's machine."""

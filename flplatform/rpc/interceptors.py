@@ -1,0 +1,221 @@
+"""The one chain that every call on every port passes.
+
+In this order: certificate → identity → expiry and revocation → token bound to the certificate →
+permission → errors. A method without a declared rule is refused, and identity never comes from a
+message.
+"""
+
+import asyncio
+import contextvars
+import logging
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from flplatform.core.errors import (
+    FLError,
+    InternalError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
+from flplatform.rpc.channel import TOKEN_KEY
+from flplatform.rpc.errors import abort
+from flplatform.security.identity import Identity
+
+log = logging.getLogger(__name__)
+
+HEALTH_PREFIX = "/grpc.health.v1.Health/"
+MAX_CALLS = 32
+"""Calls in flight per certificate, transfers included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a method demands beyond a valid certificate of the port's issuer."""
+
+    token: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes the current call.
+
+    Attributes:
+        identity: from the certificate.
+        peer: network address, for the audit.
+        token: the presented token, empty where the method's rule needs none.
+    """
+
+    identity: Identity
+    peer: str
+    token: str = ""
+
+
+_CALLER: contextvars.ContextVar[Caller] = contextvars.ContextVar("flplatform_caller")
+
+
+def caller() -> Caller:
+    """Return who makes the current call; only inside a servicer's method."""
+    return _CALLER.get()
+
+
+class Guard(aio.ServerInterceptor):
+    """Admits or refuses each call of one port.
+
+    Args:
+        identify: PEM certificate → checked identity; raises UnauthenticatedError. Called for
+            every call, so it caches parsing but not revocation and expiry.
+        check_token: (caller) → None; raises UnauthenticatedError if the token is dead or bound
+            to another certificate.
+        rules: full method name → rule; a method that is missing is refused.
+        refused: told about every refusal, for the audit.
+    """
+
+    def __init__(
+        self,
+        identify: Callable[[bytes], Identity],
+        check_token: Callable[[Caller], None],
+        rules: Mapping[str, Rule],
+        refused: Callable[[str, str, str, FLError], None],
+    ) -> None:
+        self._identify = identify
+        self._check_token = check_token
+        self._rules = rules
+        self._refused = refused
+        self._calls: Counter[str] = Counter()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the method's handler: only the wrapped handler sees the certificate."""
+        method = str(handler_call_details.method)
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        admit = self._admitter(method, handler_call_details)
+        if handler.request_streaming and handler.response_streaming:
+            raise InternalError(f"{method}: bidirectional streams are not used here")
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streaming(method, admit, handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._single(method, admit, handler.stream_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._single(method, admit, handler.unary_unary),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _admitter(self, method: str, details: grpc.HandlerCallDetails) -> Callable[[Any], Caller]:
+        rule = self._rules.get(method)
+        if rule is None and method.startswith(HEALTH_PREFIX):
+            rule = Rule(token=False)
+        metadata: Iterable[Any] = details.invocation_metadata or ()
+        tokens = [value for key, value in metadata if key == TOKEN_KEY]
+
+        def admit(context: Any) -> Caller:
+            peer = str(context.peer())
+            name = ""
+            try:
+                certificates = list(context.auth_context().get("x509_pem_cert", ()))
+                if len(certificates) != 1:
+                    raise UnauthenticatedError("no client certificate")
+                identity = self._identify(bytes(certificates[0]))
+                name = identity.name
+                if rule is None:
+                    raise PermissionDeniedError(
+                        f"{method} is not served here", rule="undeclared_method"
+                    )
+                if not rule.token:
+                    return Caller(identity, peer)
+                if len(tokens) != 1 or not isinstance(tokens[0], str):
+                    raise UnauthenticatedError("the call has no token", hint="register or log in")
+                presented = Caller(identity, peer, tokens[0])
+                self._check_token(presented)
+            except FLError as error:
+                self._refused(method, name, peer, error)
+                raise
+            return presented
+
+        return admit
+
+    def _enter(self, presented: Caller) -> contextvars.Token[Caller]:
+        key = presented.identity.fingerprint
+        if self._calls[key] >= MAX_CALLS:
+            raise ResourceExhaustedError(
+                f"{presented.identity.name} has {MAX_CALLS} calls in flight", rule="max_calls"
+            )
+        self._calls[key] += 1
+        return _CALLER.set(presented)
+
+    def _leave(self, presented: Caller) -> None:
+        key = presented.identity.fingerprint
+        self._calls[key] -= 1
+        if not self._calls[key]:
+            del self._calls[key]
+
+    def _single(
+        self, method: str, admit: Callable[[Any], Caller], behaviour: Callable[..., Awaitable[Any]]
+    ) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, context: Any) -> Any:
+            try:
+                presented = admit(context)
+                self._enter(presented)
+                try:
+                    return await behaviour(request, context)
+                finally:
+                    self._leave(presented)
+            except (asyncio.CancelledError, aio.AbortError):
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place that turns errors to statuses
+                await abort(context, _public(method, error))
+
+        return call
+
+    def _streaming(
+        self,
+        method: str,
+        admit: Callable[[Any], Caller],
+        behaviour: Callable[..., AsyncIterator[Any]],
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                presented = admit(context)
+                self._enter(presented)
+                try:
+                    async for item in behaviour(request, context):
+                        yield item
+                finally:
+                    self._leave(presented)
+            except (asyncio.CancelledError, aio.AbortError, GeneratorExit):
+                raise
+            except Exception as error:  # noqa: BLE001 - as above
+                await abort(context, _public(method, error))
+
+        return call
+
+
+def _public(method: str, error: Exception) -> FLError:
+    """Return what the peer may see: our own errors whole, any other only by an id."""
+    if isinstance(error, FLError):
+        return error
+    correlation_id = secrets.token_hex(4)
+    log.error("%s failed [%s]", method, correlation_id, exc_info=error)
+    return InternalError(
+        f"internal error {correlation_id}", hint="the server's log has the details under this id"
+    )

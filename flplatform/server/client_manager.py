@@ -1,0 +1,181 @@
+"""Who is there: registered sites, their tokens, and when each was last heard of.
+
+Liveness comes from any call, on a monotonic clock. Names are counted, not registrations: a site
+that registers again gets a new token and stays the same client.
+"""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from flplatform.core.errors import (
+    NotFoundError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
+from flplatform.core.workflow import Roster
+from flplatform.security.identity import Identity
+
+log = logging.getLogger(__name__)
+
+TOKEN_LIFETIME_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a site last said about one of its runs; `since` is monotonic, seconds."""
+
+    run: int
+    round: int
+    phase: str
+    since: float
+    isolation: str = ""
+
+
+@dataclass(slots=True)
+class Client:
+    """One registered site."""
+
+    identity: Identity
+    peer: str
+    token_hash: bytes
+    token_since: float
+    last_seen: float
+    version: str = ""
+    isolation: str = ""
+    reports: tuple[RunReport, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.identity.name
+
+
+@dataclass(slots=True)
+class ClientManager:
+    """Admits sites and watches over them. Not thread-safe: it lives on the event loop.
+
+    Args:
+        max_clients: names admitted at the same time.
+        dead_after_s: a site silent for so long is counted dead.
+        clock: monotonic seconds.
+        changed: called with the names of sites that came or went.
+    """
+
+    max_clients: int
+    dead_after_s: float
+    clock: Callable[[], float]
+    changed: Callable[[Sequence[str]], None]
+    disabled: set[str] = field(default_factory=set)
+    _clients: dict[str, Client] = field(default_factory=dict)
+    _presumed: dict[str, float] = field(default_factory=dict)
+
+    def register(
+        self, identity: Identity, peer: str, version: str = "", isolation: str = ""
+    ) -> str:
+        """Admit a site and return its new token; an earlier token of the site dies.
+
+        Raises:
+            ResourceExhaustedError: `max_clients` other sites are registered.
+        """
+        name = identity.name
+        if name not in self._clients and len(self._clients) >= self.max_clients:
+            raise ResourceExhaustedError(
+                f"{self.max_clients} sites are registered already",
+                rule="max_clients",
+                hint="raise max_clients in the server's kit or remove a client",
+            )
+        token = secrets.token_urlsafe(32)
+        now = self.clock()
+        came = name not in self.live()
+        self._clients[name] = Client(
+            identity, peer, _hash(token), now, now, version=version, isolation=isolation
+        )
+        self._presumed.pop(name, None)
+        if came:
+            log.info("%s registered from %s", name, peer)
+            self.changed([name])
+        return token
+
+    def check_token(self, identity: Identity, token: str) -> None:
+        """Accept a live token of this very certificate, and note that the site is alive.
+
+        Raises:
+            UnauthenticatedError: unknown, expired, replaced, or bound to another certificate.
+        """
+        client = self._clients.get(identity.name)
+        now = self.clock()
+        if (
+            client is None
+            or not secrets.compare_digest(client.token_hash, _hash(token))
+            or client.identity.fingerprint != identity.fingerprint
+            or now - client.token_since > TOKEN_LIFETIME_S
+        ):
+            raise UnauthenticatedError(
+                f"the token of {identity.name} is not valid", rule="token", hint="register again"
+            )
+        client.last_seen = now
+
+    def heartbeat(self, name: str, reports: Iterable[RunReport]) -> None:
+        """Keep what a site says about its runs; the token slides on."""
+        client = self._clients[name]
+        client.reports = tuple(reports)
+        client.token_since = self.clock()
+
+    def remove(self, name: str) -> None:
+        """Forget a site at once (it quit, or an admin removed it); it may register again.
+
+        Raises:
+            NotFoundError: no such site is registered.
+        """
+        if self._clients.pop(name, None) is None and self._presumed.pop(name, None) is None:
+            raise NotFoundError(f"no site {name!r} is registered")
+        log.info("%s left", name)
+        self.changed([name])
+
+    def presume(self, names: Iterable[str]) -> None:
+        """Count sites as there for one dead time: after a restart nobody has spoken yet."""
+        until = self.clock() + self.dead_after_s
+        self._presumed.update((name, until) for name in names if name not in self._clients)
+
+    def expire(self) -> float:
+        """Drop the sites that are dead by now; return the seconds until the next may be."""
+        now = self.clock()
+        gone = [
+            name
+            for name, client in self._clients.items()
+            if now - client.last_seen >= self.dead_after_s
+        ]
+        for name in gone:
+            log.warning("%s is dead: silent for %.0f s", name, now - self._clients[name].last_seen)
+            del self._clients[name]
+        missing = [name for name, until in self._presumed.items() if now >= until]
+        for name in missing:
+            log.warning("%s did not come back after the restart", name)
+            del self._presumed[name]
+        if gone or missing:
+            self.changed([*gone, *missing])
+        ends = [client.last_seen + self.dead_after_s for client in self._clients.values()]
+        return max(0.0, min([*ends, *self._presumed.values()], default=now + 3600.0) - now)
+
+    def live(self) -> frozenset[str]:
+        """Names of the sites that count as there."""
+        return frozenset(self._clients) | frozenset(self._presumed)
+
+    def roster(self) -> Roster:
+        """The sites as a decision sees them."""
+        return Roster(self.live(), frozenset(self.disabled))
+
+    def get(self, name: str) -> Client | None:
+        """Return a registered site."""
+        return self._clients.get(name)
+
+    def clients(self) -> list[Client]:
+        """Return the registered sites in name order."""
+        return [self._clients[name] for name in sorted(self._clients)]
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,359 @@
+"""`ServerControl`: every operator's question and verb, answered by one call on the parts."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from flplatform import __version__
+from flplatform.core import events as ev
+from flplatform.core.control import (
+    MatrixView,
+    RoundMetrics,
+    RunView,
+    ServerView,
+    SiteReply,
+    SiteView,
+)
+from flplatform.core.errors import NotFoundError, PermissionDeniedError
+from flplatform.core.messages import LAST_OWNER, ModelRef
+from flplatform.core.ports import BlobStore
+from flplatform.core.workflow import Abort, SetQuorum
+from flplatform.files.system import system_info
+from flplatform.security.identity import Identity, TrustStore
+from flplatform.security.package import open_package
+from flplatform.security.signing import Signed, StartOrder, open_order
+from flplatform.server.client_manager import ClientManager
+from flplatform.server.relay import RequestRelay
+from flplatform.server.run_actor import RunActor
+from flplatform.server.runs import Runs, RunSummary, resolve_sites
+from flplatform.server.validation import cross_validation
+
+
+class Trusting(Protocol):
+    """Holds the trust store of now; it is replaced when revocation lists change."""
+
+    store: TrustStore
+
+
+class ServerControl:
+    """Implements the Protocols of `core.control`; lives on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        trust: Trusting,
+        runs: Runs,
+        clients: ClientManager,
+        relay: RequestRelay,
+        blobs: BlobStore,
+        folder: Path,
+        end: Callable[[bool], None],
+    ) -> None:
+        self._identity = identity
+        self._trust = trust
+        self._runs = runs
+        self._clients = clients
+        self._relay = relay
+        self._blobs = blobs
+        self._folder = folder
+        self._end = end
+        self._started = time.monotonic()
+        self._changed = asyncio.Event()
+
+    # ---- runs ----
+
+    def runs(self) -> list[RunView]:
+        """Return all runs, oldest first."""
+        active = {actor.run: actor for actor in self._runs.active()}
+        return [_run_view(summary, active.get(summary.run)) for summary in self._runs.summaries()]
+
+    def run(self, number: int) -> RunView:
+        """Return one run.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        actor = self._runs.view(number)
+        summary = next(item for item in self._runs.summaries() if item.run == number)
+        return _run_view(summary, actor)
+
+    def active_runs(self) -> list[int]:
+        """Return the numbers of the runs that have not ended."""
+        return [actor.run for actor in self._runs.active()]
+
+    async def submit(self, order: bytes, submitter: str, min_clients: int | None) -> int:
+        """Open a run for a signed start order whose package and model are uploaded.
+
+        Raises:
+            FLError: the order, the package or the job is refused, and why.
+        """
+        now = datetime.now(UTC)
+        identity, start = open_order(StartOrder, Signed.from_bytes(order), self._trust.store, now)
+        if identity.name != submitter:
+            raise PermissionDeniedError(
+                f"the start order is signed by {identity.name}, the session is {submitter}'s",
+                rule="own_order",
+            )
+        digest = f"blake3:{start.job_digest}"
+        path = self._blobs.path(digest)
+        package = await asyncio.to_thread(open_package, path, self._trust.store, now)
+        if not self._blobs.has(package.model.digest):
+            raise NotFoundError("the initial model was not uploaded", hint="submit the job again")
+        known = [site.name for site in self.sites() if site.state != "disabled"]
+        sites = resolve_sites(start.sites, known, frozenset(self._clients.disabled))
+        return await self._runs.submit(
+            package,
+            identity,
+            order=order,
+            submission_id=start.submission_id,
+            blob=ModelRef(digest, path.stat().st_size),
+            sites=sites,
+            min_clients=min_clients,
+        )
+
+    async def abort(self, number: int, by: str) -> None:
+        """End a run.
+
+        Raises:
+            NotFoundError, FailedPreconditionError: no such run, or it has ended.
+        """
+        await self._runs.actor(number).tell(Abort(by, f"aborted by {by}"))
+
+    async def set_min_clients(self, number: int, min_clients: int, by: str) -> None:
+        """Change a run's quorum; a round that can close now closes.
+
+        Raises:
+            FLError: no such run, it has ended, or the number is out of bounds.
+        """
+        await self._runs.actor(number).tell(SetQuorum(min_clients, by))
+
+    async def wait_ended(self, number: int) -> RunView:
+        """Return the run once it has ended."""
+        seen = 0
+        while not self.run(number).ended:
+            seen = await self.wait_changed(number, seen)
+        return self.run(number)
+
+    async def wait_changed(self, number: int, seen: int) -> int:
+        """Return the number of events of a run once it exceeds `seen`, or the run has ended."""
+        while len(self._runs.view(number).events) <= seen and not self._runs.ended(number):
+            await self._changed.wait()
+        return len(self._runs.view(number).events)
+
+    def note_change(self) -> None:
+        """Wake everybody who waits for a run to change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # ---- models ----
+
+    def metrics(self, number: int) -> list[RoundMetrics]:
+        """Return what is known of each global model of a run, in round order.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        return _metrics(self._runs.view(number))
+
+    def cross_validation(self, number: int) -> MatrixView:
+        """Return a run's matrix.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        actor = self._runs.view(number)
+        matrix = cross_validation(actor.state)
+        watch = actor.state.job.watch
+        return MatrixView(
+            owners=matrix.owners,
+            sites=matrix.sites,
+            cells=matrix.cells,
+            gaps=matrix.gaps,
+            global_round=matrix.global_round,
+            complete=matrix.complete,
+            metric=watch.metric if watch else "",
+            mode=watch.mode if watch else "max",
+        )
+
+    def model(self, number: int, which: int | str) -> tuple[int, ModelRef]:
+        """Return round and blob of a global model: a round, `best` or `last`.
+
+        Raises:
+            NotFoundError: no such run or round.
+        """
+        state = self._runs.view(number).state
+        round_number: int
+        if which == "best":
+            round_number = state.best_model[0]
+        elif which == "last":
+            round_number = max(state.models)
+        else:
+            round_number = int(which)
+        blob = state.models.get(round_number)
+        if blob is None:
+            raise NotFoundError(
+                f"run {number} has no global model of round {which}",
+                hint=f"it has rounds 0 to {max(state.models)}, best and last",
+            )
+        return round_number, ModelRef(blob.digest, blob.size)
+
+    # ---- sites ----
+
+    def sites(self) -> list[SiteView]:
+        """Return registered and expected sites in name order."""
+        now = self._clients.clock()
+        views = []
+        for name in sorted(self._clients.live() | self._clients.disabled):
+            client = self._clients.get(name)
+            state = "live" if client else "expected"
+            views.append(
+                SiteView(
+                    name=name,
+                    organisation=client.identity.organisation if client else "",
+                    state="disabled" if name in self._clients.disabled else state,
+                    runs=tuple(
+                        (report.run, report.round, report.phase, now - report.since)
+                        for report in (client.reports if client else ())
+                    ),
+                    last_seen_s=now - client.last_seen if client else None,
+                    certificate_days=_days_left(client.identity) if client else None,
+                    isolation=client.isolation if client else "",
+                    version=client.version if client else "",
+                )
+            )
+        return views
+
+    async def ask(
+        self,
+        sites: Sequence[str],
+        topic: str,
+        *,
+        timeout_s: float,
+        signed: bytes = b"",
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, SiteReply]:
+        """Relay a request to sites; each of them is in the answer."""
+        replies = await self._relay.ask(sites, topic, timeout_s=timeout_s, signed=signed, body=body)
+        return {
+            site: SiteReply(reply.status, reply.body, reply.message, reply.rule)
+            for site, reply in replies.items()
+        }
+
+    def remove(self, site: str) -> None:
+        """Drop a site's registration, so that it can register again at once.
+
+        Raises:
+            NotFoundError: no such site is registered.
+        """
+        self._clients.remove(site)
+
+    # ---- server ----
+
+    def server(self) -> ServerView:
+        """Return the server as it is now."""
+        return ServerView(
+            project=self._identity.project,
+            name=self._identity.name,
+            version=__version__,
+            state="serving",
+            uptime_s=time.monotonic() - self._started,
+            max_clients=self._clients.max_clients,
+            registered=len(self._clients.clients()),
+            certificate_days=_days_left(self._identity),
+            last_event=self._runs.last_event,
+        )
+
+    def stop(self, *, restart: bool) -> None:
+        """Drain and end the process; with `restart`, its supervisor starts it again."""
+        self._end(restart)
+
+    def system(self) -> Mapping[str, Any]:
+        """Return processor, memory and disk of the server's machine."""
+        return system_info(self._folder)
+
+
+def _days_left(identity: Identity) -> float:
+    return (identity.not_after - datetime.now(UTC)).total_seconds() / 86400
+
+
+def _run_view(summary: RunSummary, actor: RunActor | None) -> RunView:
+    view = RunView(
+        run=summary.run,
+        name=summary.name,
+        submitter=summary.submitter,
+        submitted=summary.submitted,
+        status=summary.status,
+        reason=summary.reason,
+        ended=summary.ended,
+        round=summary.round,
+        rounds=summary.rounds,
+    )
+    if actor is None:
+        return view
+    state = actor.state
+    waiting: set[str] = {site for site, tasks in actor.tasks.items() if tasks}
+    accepted: set[str] = set(state.open_round.accepted) if state.open_round else set()
+    if state.step < 0:
+        waiting = set(state.opened.sites) - state.answers.keys()
+        accepted = set(state.deployed)
+    now = asyncio.get_running_loop().time()
+    ended = actor.times[-1] if state.ended else ""
+    return RunView(
+        run=summary.run,
+        name=summary.name,
+        submitter=summary.submitter,
+        submitted=summary.submitted,
+        status=state.status,
+        reason=state.ended.reason if state.ended else "",
+        ended=ended,
+        round=state.round,
+        rounds=state.job.rounds,
+        min_clients=state.min_clients,
+        targets=state.opened.sites,
+        waiting=tuple(sorted(waiting)),
+        accepted=tuple(sorted(accepted)),
+        answers={site: _answer(state.answers.get(site)) for site in state.opened.sites},
+        timers={wake: at - now for wake, at in actor.wakes_at.items()},
+        model_digest=state.model.digest,
+        best_round=state.best_round,
+    )
+
+
+def _answer(answer: ev.SiteAnswered | None) -> str:
+    if answer is None:
+        return "…"
+    return "ok" if answer.accepted else f"declined: {answer.rule or 'error'}: {answer.reason}"
+
+
+def _metrics(actor: RunActor) -> list[RoundMetrics]:
+    sites: dict[int, dict[str, Mapping[str, float]]] = {}
+    training: dict[int, dict[str, Mapping[str, float]]] = {}
+    closed: dict[int, ev.RoundClosed] = {}
+    for event in actor.events:
+        match event:
+            case ev.UpdateAccepted():
+                sites.setdefault(event.round - 1, {})[event.site] = event.received
+                training.setdefault(event.round, {})[event.site] = event.metrics
+            case ev.ResultAccepted() if f"/validate.{LAST_OWNER}/" in event.task_id:
+                number = int(event.task_id.split("/")[1])
+                sites.setdefault(number, {})[event.site] = event.metrics
+            case ev.RoundClosed():
+                closed[event.round] = event
+    state = actor.state
+    return [
+        RoundMetrics(
+            round=number,
+            score=state.scores.get(number),
+            best=number == state.best_round,
+            sites=sites.get(number, {}),
+            training=training.get(number, {}),
+            digest=blob.digest,
+            closed=closed[number].reason if number in closed else "",
+            stragglers=closed[number].stragglers if number in closed else (),
+        )
+        for number, blob in sorted(state.models.items())
+    ]

@@ -1,0 +1,49 @@
+"""Per-step metrics that training code logs: a bounded file per run, not events."""
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from flplatform.core.errors import InvalidArgumentError
+from flplatform.core.messages import check_metrics
+
+log = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 16 << 20
+MAX_BODY_BYTES = 64 << 10
+
+
+class MetricLog:
+    """Takes results of topic `metrics`: `{run, round, name, value, step}` each."""
+
+    topic = "metrics"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._dropped: Counter[int] = Counter()
+
+    def process(self, site: str, body: bytes) -> None:
+        """Append one point; beyond the file's limit points are counted and dropped.
+
+        Raises:
+            InvalidArgumentError: malformed.
+        """
+        try:
+            point: Any = json.loads(body) if len(body) <= MAX_BODY_BYTES else None
+            run, number, step = int(point["run"]), int(point["round"]), int(point.get("step") or 0)
+            values = check_metrics({str(point["name"]): float(point["value"])})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InvalidArgumentError("is not a metric point", field="body") from None
+        path = self._folder / f"run-{run}.jsonl"
+        if path.exists() and path.stat().st_size > MAX_FILE_BYTES:
+            self._dropped[run] += 1
+            if self._dropped[run] == 1:
+                log.warning("run %d: %s is full, further points are dropped", run, path.name)
+            return
+        (name, value), *_ = values.items()
+        entry = {"site": site, "round": number, "step": step, "name": name, "value": value}
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")

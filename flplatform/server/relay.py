@@ -1,0 +1,145 @@
+"""Requests from the server side to sites, and their replies: one place for every module.
+
+A site fetches its requests by a waiting call. Handing out is not delivery: a request stays in the
+outbox until the site names it as received, and until its reply came or its caller gave up.
+"""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flplatform.core.errors import NotFoundError
+from flplatform.rpc.v1 import federated_pb2 as pb
+
+MAX_OUTBOX = 1000
+MAX_BODY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A site's answer: status `ok`, `error` or `refused`, or `no_reply` from the relay itself."""
+
+    status: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+    rule: str = ""
+
+
+@dataclass(slots=True)
+class _Box:
+    requests: dict[str, pb.SiteRequest] = field(default_factory=dict)
+    received: dict[str, pb.SiteRequest] = field(default_factory=dict)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class RequestRelay:
+    """Outboxes and reply waiters of all sites. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, _Box] = {}
+        self._waiters: dict[tuple[str, str], asyncio.Future[Reply]] = {}
+
+    def post(
+        self, site: str, topic: str, *, signed: bytes = b"", body: Mapping[str, Any] | None = None
+    ) -> "asyncio.Future[Reply]":
+        """Put a request into a site's outbox; cancel the future to take it back."""
+        request = pb.SiteRequest(
+            id=secrets.token_hex(16),
+            topic=topic,
+            signed=signed,
+            body=json.dumps(dict(body or {})).encode(),
+        )
+        box = self._boxes.setdefault(site, _Box())
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if len(box.requests) >= MAX_OUTBOX:
+            future.set_result(Reply("error", message=f"{MAX_OUTBOX} requests wait for {site}"))
+            return future
+        box.requests[request.id] = request
+        box.arrived.set()
+        key = (site, request.id)
+        self._waiters[key] = future
+        future.add_done_callback(lambda _: self._forget(key))
+        return future
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        self._waiters.pop(key, None)
+        if box := self._boxes.get(key[0]):
+            box.requests.pop(key[1], None)
+            box.received.pop(key[1], None)
+
+    def reset(self, site: str) -> None:
+        """Send again what the site received and has not answered: it may have died since."""
+        if box := self._boxes.get(site):
+            box.requests = {**box.received, **box.requests}
+            box.received = {}
+            box.arrived.set()
+
+    async def ask(
+        self,
+        sites: Sequence[str],
+        topic: str,
+        *,
+        timeout_s: float,
+        signed: bytes = b"",
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, Reply]:
+        """Ask several sites at once; every one of them is in the answer, in the order given."""
+        futures = {site: self.post(site, topic, signed=signed, body=body) for site in sites}
+        if futures:
+            await asyncio.wait(futures.values(), timeout=timeout_s)
+        replies = {}
+        for site, future in futures.items():
+            if future.done():
+                replies[site] = future.result()
+            else:
+                future.cancel()
+                replies[site] = Reply("no_reply", message=f"no reply after {timeout_s:.1f} s")
+        return replies
+
+    async def retrieve(
+        self, site: str, received: Sequence[str], wait_s: float
+    ) -> list[pb.SiteRequest]:
+        """Return the requests waiting for a site; wait for the first one, `wait_s` at most."""
+        box = self._boxes.setdefault(site, _Box())
+        for request_id in received:
+            if request := box.requests.pop(request_id, None):
+                box.received[request_id] = request
+        if not box.requests:
+            box.arrived.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await box.arrived.wait()
+            except TimeoutError:
+                return []
+        return list(box.requests.values())
+
+    def reply(self, site: str, reply: pb.SiteReply) -> None:
+        """Give a reply to who waits for it; a late or unknown one is dropped.
+
+        Raises:
+            NotFoundError: nobody waits for it.
+        """
+        future = self._waiters.get((site, reply.request_id))
+        if future is None or future.done():
+            raise NotFoundError(f"nobody waits for a reply to {reply.request_id[:64]!r}")
+        future.set_result(
+            Reply(
+                status=reply.status if reply.status in ("ok", "refused") else "error",
+                body=_body(reply.body),
+                message=reply.message[:2000],
+                rule=reply.rule[:200],
+            )
+        )
+
+
+def _body(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_BODY_BYTES:
+        return {}
+    try:
+        body = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}

@@ -1,0 +1,289 @@
+"""One run at work: a mailbox, one decider, and the hands that carry out its instructions.
+
+Drain the mailbox, decide each input on the provisional state, append all events in one
+transaction; only then evolve, answer, act. Instructions are reconciled with what is already in
+hand, so that carrying them out twice, or again after a restart, changes nothing.
+"""
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Protocol
+
+from flplatform.algorithms.workflows import RunState, decide, evolve, pending, replay
+from flplatform.core import events as ev
+from flplatform.core.errors import FailedPreconditionError, FLError, ResourceExhaustedError
+from flplatform.core.messages import ModelRef, Task
+from flplatform.core.model import Manifest
+from flplatform.core.ports import Row, StateStore
+from flplatform.core.workflow import (
+    Aggregate,
+    Aggregated,
+    AnswerArrived,
+    Deploy,
+    Input,
+    InstructionFailed,
+    Offer,
+    Roster,
+    TimerFired,
+    Wake,
+)
+from flplatform.server.relay import Reply
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""Pause before an instruction that failed for want of space is tried again."""
+
+
+def utc_now() -> str:
+    """Return the time in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Hands(Protocol):
+    """What a run needs done by the server around it."""
+
+    def roster(self) -> Roster:
+        """Return the sites as they are now."""
+
+    def deploy(self, site: str, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
+        """Carry the signed start to a site; the future resolves with the site's answer."""
+
+    async def aggregate(self, closed: ev.RoundClosed) -> ModelRef:
+        """Compute and store the model of a closed round."""
+
+    def tasks_changed(self, sites: set[str]) -> None:
+        """Tell waiting sites that their open tasks have changed."""
+
+    def appended(self, actor: "RunActor", events: Sequence[ev.Event]) -> None:
+        """Hear of durable events, in order."""
+
+
+@dataclass(slots=True)
+class _Letter:
+    given: Input
+    answer: "asyncio.Future[tuple[ev.Event, ...]]"
+
+
+class RunActor:
+    """The one decider of a run.
+
+    Args:
+        rows: the run's stream as stored, RunOpened first.
+        manifest: the tensors of the run's model.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], manifest: Manifest, store: StateStore, hands: Hands
+    ) -> None:
+        self.events = [
+            ev.decode(row.type, row.version, row.body, f"{row.stream}#{row.seq}") for row in rows
+        ]
+        self.times = [row.time for row in rows]
+        self.state: RunState = replay(self.events)
+        self.manifest = manifest
+        self.tasks: dict[str, dict[str, Task]] = {}
+        self._store = store
+        self._hands = hands
+        self._mailbox: asyncio.Queue[_Letter] = asyncio.Queue(maxsize=10_000)
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self.wakes_at: dict[str, float] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+
+    @property
+    def run(self) -> int:
+        """The run's number."""
+        return self.state.run
+
+    def start(self) -> None:
+        """Begin to decide, and carry out what is pending."""
+        self._loop_task = asyncio.create_task(self._loop(), name=f"run {self.run}")
+        self._perform()
+
+    async def stop(self) -> None:
+        """Stop deciding; nothing is lost, the log has it all."""
+        tasks = [*self._jobs.values(), *([self._loop_task] if self._loop_task else [])]
+        for timer in self._timers.values():
+            timer.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def tell(self, given: Input) -> tuple[ev.Event, ...]:
+        """Have an input decided; return its events once they are durable.
+
+        Raises:
+            FLError: the input is refused, and the state unchanged.
+        """
+        answer: asyncio.Future[tuple[ev.Event, ...]] = asyncio.get_running_loop().create_future()
+        await self._mailbox.put(_Letter(given, answer))
+        return await asyncio.shield(answer)
+
+    def judge(self, given: Input) -> tuple[ev.Event, ...]:
+        """Decide an input of a run that is not at work; what it would change is refused.
+
+        Raises:
+            FLError: the input is refused.
+        """
+        events = decide(self.state, given, self._hands.roster())
+        if events:
+            raise FailedPreconditionError(f"run {self.run} is not at work", rule="run_ended")
+        return events
+
+    async def _loop(self) -> None:
+        while True:
+            letters = [await self._mailbox.get()]
+            while not self._mailbox.empty():
+                letters.append(self._mailbox.get_nowait())
+            try:
+                await self._decide_all(letters)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.exception("run %d: a decision failed", self.run)
+                for letter in letters:
+                    if not letter.answer.done():
+                        letter.answer.set_exception(error)
+
+    async def _decide_all(self, letters: Sequence[_Letter]) -> None:
+        state = self.state
+        decided: list[tuple[_Letter, tuple[ev.Event, ...]]] = []
+        rows: list[Row] = []
+        for letter in letters:
+            try:
+                events = decide(state, letter.given, self._hands.roster())
+            except FLError as error:
+                _fail(letter, error)
+                continue
+            for event in events:
+                state = evolve(state, event)
+                seq = len(self.events) + len(rows) + 1
+                rows.append(Row(ev.run_stream(self.run), seq, utc_now(), *ev.encode(event)))
+            decided.append((letter, events))
+        if rows:
+            try:
+                await asyncio.wrap_future(self._store.append(rows))
+            except ResourceExhaustedError as error:
+                log.error("run %d: nothing can be stored: %s", self.run, error)
+                for letter, _ in decided:
+                    _fail(letter, error)
+                return
+        self.state = state
+        new = [event for _, events in decided for event in events]
+        self.events.extend(new)
+        self.times.extend(row.time for row in rows)
+        for letter, events in decided:
+            if not letter.answer.done():
+                letter.answer.set_result(events)
+        if new:
+            self._perform()
+            self._hands.appended(self, new)
+
+    def _perform(self) -> None:
+        """Bring what is in hand into line with what the state asks for."""
+        wanted = pending(self.state)
+        self._offer({item.task for item in wanted if isinstance(item, Offer)})
+        wakes = {item.id: item for item in wanted if isinstance(item, Wake)}
+        for timer_id in self._timers.keys() - wakes.keys():
+            self._timers.pop(timer_id).cancel()
+            self.wakes_at.pop(timer_id, None)
+        for wake in wakes.values():
+            if wake.id not in self._timers:
+                self._arm(wake)
+        for item in wanted:
+            if isinstance(item, Deploy):
+                self._begin(f"deploy/{item.site}", partial(self._deploy, item.site))
+            elif isinstance(item, Aggregate):
+                self._begin(item.id, partial(self._aggregate, item))
+        if self.state.ended:
+            for job in self._jobs.values():
+                job.cancel()
+
+    def _offer(self, tasks: set[Task]) -> None:
+        wanted: dict[str, dict[str, Task]] = {}
+        for task in sorted(tasks, key=lambda task: task.id):
+            wanted.setdefault(task.id.site, {})[str(task.id)] = task
+        sites = wanted.keys() | self.tasks.keys()
+        changed = {site for site in sites if wanted.get(site) != self.tasks.get(site)}
+        self.tasks = wanted
+        if self.state.ended:
+            changed |= self.state.deployed
+        if changed:
+            self._hands.tasks_changed(changed)
+
+    def _arm(self, wake: Wake) -> None:
+        def fire() -> None:
+            self._timers.pop(wake.id, None)
+            self.wakes_at.pop(wake.id, None)
+            self._begin(f"fire/{wake.id}", partial(self._report, TimerFired(wake.id)))
+
+        loop = asyncio.get_running_loop()
+        self.wakes_at[wake.id] = loop.time() + wake.after_s
+        self._timers[wake.id] = loop.call_later(wake.after_s, fire)
+
+    def _begin(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a job unless one of that name is at work."""
+        if key in self._jobs:
+            return
+
+        task = asyncio.create_task(work(), name=f"run {self.run} {key}")
+        self._jobs[key] = task
+
+        def done(ended: asyncio.Task[None]) -> None:
+            del self._jobs[key]
+            if not ended.cancelled() and (error := ended.exception()):
+                log.error("run %d: %s failed", self.run, key, exc_info=error)
+
+        task.add_done_callback(done)
+
+    async def _report(self, given: Input) -> None:
+        """Tell the run something it must learn; on a full disk, again and again."""
+        while True:
+            try:
+                await self.tell(given)
+            except ResourceExhaustedError:
+                await asyncio.sleep(RETRY_S)
+            else:
+                break
+        if isinstance(given, TimerFired):
+            self._perform()  # re-arms a timer that changed nothing
+
+    async def _deploy(self, site: str) -> None:
+        reply = await self._hands.deploy(site, self.state.opened)
+        await self._report(
+            AnswerArrived(
+                site=site,
+                accepted=reply.status == "ok",
+                rule=reply.rule,
+                reason=reply.message,
+                isolation=str(reply.body.get("isolation", ""))[:20],
+            )
+        )
+
+    async def _aggregate(self, item: Aggregate) -> None:
+        while True:
+            try:
+                model = await self._hands.aggregate(item.closed)
+            except ResourceExhaustedError as error:
+                log.error("run %d: %s waits for space: %s", self.run, item.id, error)
+                await asyncio.sleep(RETRY_S)
+            except FLError as error:
+                return await self._report(InstructionFailed(item.id, f"aggregation: {error}"))
+            else:
+                return await self._report(Aggregated(item.closed.round, model))
+
+
+def _fail(letter: _Letter, error: FLError) -> None:
+    if not letter.answer.done():
+        letter.answer.set_exception(error)
+
+
+def start_order(opened: ev.RunOpened) -> bytes:
+    """Return the signed start order that a run's first event carries."""
+    return base64.b64decode(opened.order)

@@ -1,0 +1,511 @@
+"""All runs: numbering, opening after a restart, and the hands that they share."""
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flplatform.algorithms.aggregators import AGGREGATORS
+from flplatform.core import events as ev
+from flplatform.core.errors import (
+    FailedPreconditionError,
+    FLError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from flplatform.core.job import check_targets
+from flplatform.core.messages import ModelRef, Task, TaskId
+from flplatform.core.model import Manifest
+from flplatform.core.ports import BlobStore, Row, StateStore
+from flplatform.core.workflow import Input, Roster, RosterChanged
+from flplatform.files.modelfile import read_layout
+from flplatform.security.identity import Identity
+from flplatform.security.package import Package
+from flplatform.server.aggregation import aggregate_round
+from flplatform.server.client_manager import ClientManager
+from flplatform.server.relay import Reply, RequestRelay
+from flplatform.server.run_actor import RunActor, start_order, utc_now
+
+log = logging.getLogger(__name__)
+
+RECENT_RUNS = 8
+"""Ended runs kept in memory for reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a list of runs shows about one of them."""
+
+    run: int
+    name: str
+    submitter: str
+    submission_id: str
+    submitted: str
+    status: str = "deploying"
+    reason: str = ""
+    ended: str = ""
+    round: int = 0
+    rounds: int = 0
+
+
+class Runs:
+    """Opens, finds and feeds the runs.
+
+    Args:
+        store: where the event logs are.
+        blobs: where models and packages are.
+        clients: who is there.
+        relay: carries the signed start to the sites.
+        workers: threads for aggregation.
+        notify: called with the sites whose open tasks have changed.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        blobs: BlobStore,
+        clients: ClientManager,
+        relay: RequestRelay,
+        workers: Executor,
+        notify: Callable[[set[str]], None],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._clients = clients
+        self._relay = relay
+        self._workers = workers
+        self._notify = notify
+        self._actors: dict[int, RunActor] = {}
+        self._summaries: dict[int, RunSummary] = {}
+        self._submissions: dict[str, int] = {}
+        self._numbering = asyncio.Lock()
+        self._federation_seq = 0
+        self._kept: dict[int, frozenset[str]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._recent: dict[int, RunActor] = {}
+        self.last_event = ""
+        self.changed: Callable[[], None] = lambda: None
+        """Called after every durable event."""
+
+    # ---- life ----
+
+    def open(self) -> None:
+        """Read the federation's log and go on with every run that has not ended.
+
+        Raises:
+            FLError: the log cannot be read by this release.
+        """
+        for row in self._store.read(ev.FEDERATION):
+            self._federation_seq = row.seq
+            event = ev.decode(row.type, row.version, row.body, f"{row.stream}#{row.seq}")
+            match event:
+                case ev.RunNumbered():
+                    self._submissions[event.submission_id] = event.run
+                    self._summaries[event.run] = RunSummary(
+                        run=event.run,
+                        name=event.job_name,
+                        submitter=event.submitter,
+                        submission_id=event.submission_id,
+                        submitted=row.time,
+                    )
+                case ev.RunSummarised():
+                    self._summaries[event.run] = replace(
+                        self._summaries[event.run],
+                        status=event.status,
+                        reason=event.reason,
+                        round=event.round,
+                        rounds=event.rounds,
+                        ended=row.time,
+                    )
+                case ev.SiteDisabled():
+                    self._clients.disabled.add(event.site)
+                case ev.SiteEnabled():
+                    self._clients.disabled.discard(event.site)
+        for summary in list(self._summaries.values()):
+            if summary.ended:
+                continue
+            actor = self._load(summary.run)
+            if actor.state.ended:
+                self._later(self._summarise(actor))
+            else:
+                self._clients.presume(actor.state.deployed)
+                self._start(actor)
+                log.info(
+                    "run %d goes on: %s, round %d",
+                    actor.run,
+                    actor.state.status,
+                    actor.state.round,
+                )
+
+    async def close(self) -> None:
+        """Stop all deciders; what they decided is in the log."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(actor.stop() for actor in self._actors.values()))
+
+    def _load(self, run: int) -> RunActor:
+        rows = self._store.read(ev.run_stream(run))
+        if not rows:
+            raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
+        opened = ev.decode(rows[0].type, rows[0].version, rows[0].body, f"{rows[0].stream}#1")
+        assert isinstance(opened, ev.RunOpened)
+        return RunActor(rows, self._manifest(opened.initial_model), self._store, self)
+
+    def _manifest(self, model: ev.Blob) -> Manifest:
+        return read_layout(self._blobs.path(model.digest)).manifest
+
+    def _start(self, actor: RunActor) -> None:
+        self._actors[actor.run] = actor
+        self._note(actor)
+        actor.start()
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # ---- submission ----
+
+    async def submit(
+        self,
+        package: Package,
+        submitter: Identity,
+        *,
+        order: bytes,
+        submission_id: str,
+        blob: ModelRef,
+        sites: tuple[str, ...],
+        min_clients: int | None,
+    ) -> int:
+        """Number and open a run; the same submission again returns the same number.
+
+        Raises:
+            FLError: the job cannot run here, and why.
+        """
+        job = package.job
+        quorum = job.min_clients if min_clients is None else min_clients
+        check_targets(sites, quorum)
+        initial = ev.Blob(digest=package.model.digest, size=package.model.size)
+        manifest = self._manifest(initial)
+        aggregator = AGGREGATORS.create(job.aggregator.name, job.aggregator.args, "aggregator")
+        aggregator.check(manifest, quorum)
+        async with self._numbering:
+            if submission_id in self._submissions:
+                return self._submissions[submission_id]
+            run = max(self._summaries, default=0) + 1
+            numbered = ev.RunNumbered(
+                run=run,
+                submission_id=submission_id,
+                job_digest=blob.digest,
+                job_name=job.name,
+                submitter=submitter.name,
+            )
+            opened = ev.RunOpened(
+                run=run,
+                job=job,
+                job_blob=ev.Blob(digest=blob.digest, size=blob.size),
+                submission_id=submission_id,
+                submitter=submitter.name,
+                submitter_organisation=submitter.organisation,
+                order=base64.b64encode(order).decode(),
+                sites=tuple(sorted(sites)),
+                min_clients=quorum,
+                initial_model=initial,
+            )
+            first = Row(ev.run_stream(run), 1, utc_now(), *ev.encode(opened))
+            await self._append_federation(numbered, first)
+            self._submissions[submission_id] = run
+            self._summaries[run] = RunSummary(
+                run=run,
+                name=job.name,
+                submitter=submitter.name,
+                submission_id=submission_id,
+                submitted=first.time,
+                rounds=job.rounds,
+            )
+        self._start(RunActor([first], manifest, self._store, self))
+        log.info("run %d opened: %s by %s", run, job.name, submitter.name)
+        return run
+
+    async def _append_federation(self, event: ev.Event, *more: Row) -> None:
+        row = Row(ev.FEDERATION, self._federation_seq + 1, utc_now(), *ev.encode(event))
+        await asyncio.wrap_future(self._store.append([row, *more]))
+        self._federation_seq = row.seq
+
+    # ---- finding and feeding ----
+
+    def summaries(self) -> list[RunSummary]:
+        """Return all runs, oldest first."""
+        return [self._summaries[run] for run in sorted(self._summaries)]
+
+    def active(self) -> list[RunActor]:
+        """Return the runs that have not ended, oldest first."""
+        return [self._actors[run] for run in sorted(self._actors)]
+
+    def actor(self, run: int) -> RunActor:
+        """Return a run at work.
+
+        Raises:
+            NotFoundError: there is no such run.
+            FailedPreconditionError: it has ended.
+        """
+        if run in self._actors:
+            return self._actors[run]
+        summary = self._summaries.get(run)
+        if summary is None:
+            raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
+        raise FailedPreconditionError(
+            f"run {run} has {summary.status}: {summary.reason}", rule="run_ended"
+        )
+
+    def view(self, run: int) -> RunActor:
+        """Return a run for reading, ended or not.
+
+        Raises:
+            NotFoundError: there is no such run.
+        """
+        if run in self._actors:
+            return self._actors[run]
+        if run not in self._recent:
+            while len(self._recent) >= RECENT_RUNS:
+                del self._recent[next(iter(self._recent))]
+            self._recent[run] = self._load(run)
+        return self._recent[run]
+
+    def ended(self, run: int) -> str:
+        """Return how a run ended; empty while it is at work; `unknown` if it never was."""
+        if run in self._actors:
+            return ""
+        summary = self._summaries.get(run)
+        return summary.status if summary else "unknown"
+
+    def tasks_of(self, site: str) -> list[Task]:
+        """Return every open task of a site, in run order."""
+        if site in self._clients.disabled:
+            return []
+        return [task for actor in self.active() for task in actor.tasks.get(site, {}).values()]
+
+    async def tell(self, task_id: TaskId, given: Input) -> tuple[ev.Event, ...]:
+        """Feed an input about a task to its run.
+
+        A result whose acknowledgement was lost may come again after its run has ended: it is
+        judged by the log.
+
+        Raises:
+            FLError: refused.
+        """
+        if task_id.run in self._actors:
+            return await self._actors[task_id.run].tell(given)
+        from_log = self.view(task_id.run)
+        return from_log.judge(given)
+
+    def readable(self, site: str, digest: str) -> bool:
+        """Return whether a site may download a blob: the package or a task's model of its run."""
+        return any(
+            digest == actor.state.opened.job_blob.digest
+            or any(
+                task.model is not None and task.model.digest == digest
+                for task in actor.tasks.get(site, {}).values()
+            )
+            for actor in self.active()
+            if site in actor.state.opened.sites
+        )
+
+    async def set_enabled(self, site: str, enabled: bool, by: str) -> None:
+        """Let a site take part, or bar it; remembered over restarts.
+
+        Raises:
+            ResourceExhaustedError: nothing can be stored.
+        """
+        async with self._numbering:
+            kind = ev.SiteEnabled if enabled else ev.SiteDisabled
+            await self._append_federation(kind(site=site, by=by))
+        (self._clients.disabled.discard if enabled else self._clients.disabled.add)(site)
+        self.roster_changed([site])
+
+    def roster_changed(self, _sites: Sequence[str]) -> None:
+        """Have every run reconsider: a site came or went."""
+        for actor in self.active():
+            self._later(_quietly(actor))
+
+    # ---- hands (see run_actor.Hands) ----
+
+    def roster(self) -> Roster:
+        """Return the sites as they are now."""
+        return self._clients.roster()
+
+    def deploy(self, site: str, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
+        """Carry the signed start to a site."""
+        body: Mapping[str, Any] = {
+            "run": opened.run,
+            "digest": opened.job_blob.digest,
+            "size": opened.job_blob.size,
+        }
+        return self._relay.post(site, "start", signed=start_order(opened), body=body)
+
+    async def aggregate(self, closed: ev.RoundClosed) -> ModelRef:
+        """Compute and store the model of a closed round; a function of the event alone."""
+        aggregator = AGGREGATORS.create(closed.aggregator, closed.aggregator_args, "aggregator")
+        contributions = [
+            (item.site, ModelRef(item.digest, item.size), item.weight)
+            for item in closed.contributions
+        ]
+        base = ModelRef(closed.base.digest, closed.base.size)
+        return await asyncio.to_thread(
+            aggregate_round, self._blobs, contributions, base, aggregator, self._workers
+        )
+
+    def tasks_changed(self, sites: set[str]) -> None:
+        """Tell waiting sites that their open tasks have changed."""
+        self._notify(sites)
+
+    def appended(self, actor: RunActor, events: Sequence[ev.Event]) -> None:
+        """Keep summaries and blobs in line with what has just become durable."""
+        self._note(actor)
+        for event in events:
+            self.last_event = f"run {actor.run}: {describe(event)}"
+            log.info("run %d: %s", actor.run, describe(event))
+            if isinstance(event, ev.ModelPublished):
+                self._collect(actor)
+        if actor.state.ended and self._actors.pop(actor.run, None):
+            self._notify(set(actor.state.opened.sites))
+            self._later(self._retire(actor))
+        self.changed()
+
+    def _note(self, actor: RunActor) -> None:
+        state = actor.state
+        self._summaries[actor.run] = replace(
+            self._summaries[actor.run],
+            status=state.status,
+            round=state.round,
+            rounds=state.job.rounds,
+            reason=state.ended.reason if state.ended else "",
+        )
+
+    async def _retire(self, actor: RunActor) -> None:
+        await self._summarise(actor)
+        await actor.stop()
+
+    async def _summarise(self, actor: RunActor) -> None:
+        ended = actor.state.ended
+        assert ended is not None
+        async with self._numbering:
+            await self._append_federation(
+                ev.RunSummarised(
+                    run=actor.run,
+                    status=ended.status,
+                    reason=ended.reason,
+                    round=actor.state.round,
+                    rounds=actor.state.job.rounds,
+                )
+            )
+        self._summaries[actor.run] = replace(self._summaries[actor.run], ended=actor.times[-1])
+
+    def _collect(self, actor: RunActor) -> None:
+        """Free the updates that nobody will read again (`keep_updates`)."""
+        keep = actor.state.job.keep_updates
+        if keep == "all":
+            return
+        newest = actor.state.round - (0 if keep == "none" else 2)
+        old = {
+            event.digest
+            for event in actor.events
+            if isinstance(event, ev.UpdateAccepted) and event.round <= newest
+        }
+        if not old:
+            return
+        for run in self._summaries:
+            if run not in self._kept or run in self._actors:
+                freed = newest if run == actor.run else None
+                self._kept[run] = kept_blobs(self.view(run).events, freed)
+        for digest in old - frozenset().union(*self._kept.values()):
+            if self._blobs.has(digest):
+                self._blobs.delete(digest)
+
+
+async def _quietly(actor: RunActor) -> None:
+    try:
+        await actor.tell(RosterChanged())
+    except FLError as error:
+        log.warning("run %d could not take in a change of sites: %s", actor.run, error)
+
+
+def kept_blobs(events: Sequence[ev.Event], freed_rounds: int | None) -> frozenset[str]:
+    """Return the digests that a run still needs.
+
+    Args:
+        events: the run's events.
+        freed_rounds: updates of rounds up to this one are not needed; None keeps all.
+    """
+    kept: set[str] = set()
+    for event in events:
+        match event:
+            case ev.RunOpened():
+                kept |= {event.job_blob.digest, event.initial_model.digest}
+            case ev.ModelPublished():
+                kept.add(event.model.digest)
+            case ev.ResultAccepted() if event.digest:
+                kept.add(event.digest)
+            case ev.UpdateAccepted() if freed_rounds is None or event.round > freed_rounds:
+                kept.add(event.digest)
+    return frozenset(kept)
+
+
+def describe(event: ev.Event) -> str:
+    """Say an event in one line, for logs and the toolbar."""
+    match event:
+        case ev.SiteAnswered(site=site, accepted=True):
+            return f"{site} accepted"
+        case ev.SiteAnswered(site=site):
+            return f"{site} declined ({event.rule}): {event.reason}"
+        case ev.StepStarted():
+            return f"{event.step} started"
+        case ev.RoundOpened():
+            return f"round {event.round} opened with {len(event.participants)} sites"
+        case ev.UpdateAccepted():
+            return f"update of {event.site} for round {event.round} accepted"
+        case ev.ResultAccepted():
+            return f"{event.task_id} done"
+        case ev.TaskFailed():
+            return f"{event.task_id} failed: {event.error}"
+        case ev.RoundClosed():
+            return f"round {event.round} closed: {event.reason}"
+        case ev.ModelPublished():
+            return f"model of round {event.round} published"
+        case ev.ModelScored():
+            best = ", the best so far" if event.best else ""
+            return f"model of round {event.round} scored {event.score:.4g}{best}"
+        case ev.GatherClosed():
+            return f"{event.stage} done: {event.reason}"
+        case ev.QuorumSet():
+            return f"min_clients set to {event.min_clients} by {event.by}"
+        case ev.RunEnded():
+            return f"{event.status}: {event.reason}"
+        case _:
+            return type(event).__name__
+
+
+def resolve_sites(
+    requested: Sequence[str], known: Sequence[str], disabled: frozenset[str]
+) -> tuple[str, ...]:
+    """Return the target sites of a submission: those asked for, or every enabled one.
+
+    Raises:
+        InvalidArgumentError: a site is unknown or disabled.
+    """
+    for site in requested:
+        if site not in known:
+            raise InvalidArgumentError(
+                f"{site[:80]!r} is not registered",
+                field="sites",
+                hint=f"registered: {', '.join(known) or 'none'}",
+            )
+        if site in disabled:
+            raise InvalidArgumentError(
+                f"{site} is disabled", field="sites", hint=f"enable_client {site}"
+            )
+    return tuple(requested) or tuple(site for site in known if site not in disabled)

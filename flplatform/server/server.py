@@ -1,0 +1,246 @@
+"""`FederatedServer`: owns the parts, starts and stops them in order.
+
+It has no RPC method and no admin verb: servicers and `ServerControl` have those.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from flplatform.core.errors import FLError, UnauthenticatedError, UnavailableError
+from flplatform.rpc.channel import server_credentials, server_options
+from flplatform.rpc.interceptors import Caller, Guard
+from flplatform.rpc.streams import BlobService, Slots
+from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
+from flplatform.security.audit import AuditLog
+from flplatform.security.identity import Identity, Kind, TrustStore, identity_of
+from flplatform.security.kit import Kit
+from flplatform.server.client_manager import ClientManager
+from flplatform.server.control import ServerControl
+from flplatform.server.metric_log import MetricLog
+from flplatform.server.relay import RequestRelay
+from flplatform.server.runs import Runs
+from flplatform.server.servicers import (
+    FL_RULES,
+    AdminCommunicatingServicer,
+    FederatedTrainingServicer,
+)
+from flplatform.server.training import ModelResultProcessor, ResultProcessors, TrainingService
+from flplatform.server.validation import ValidateResultProcessor
+from flplatform.store.blobs import FileBlobStore
+from flplatform.store.state import SqlStateStore
+
+log = logging.getLogger(__name__)
+
+WORKERS = 4
+"""Threads for file I/O, digests and aggregation; the event loop does none of it."""
+
+TRUST_RELOAD_S = 30.0
+DRAIN_S = 5.0
+FATAL_EXIT = 70
+"""Exit code after a failed write or fsync: what is on the disk is unknown, the log decides."""
+
+
+class Trust:
+    """The trust store of now: revocation lists are read again while the server runs."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self.store: TrustStore = kit.trust
+
+    def identify(self, kind: Kind, certificate: bytes) -> Identity:
+        """Return the checked identity behind a certificate that TLS has accepted.
+
+        Raises:
+            UnauthenticatedError: of another kind or project, revoked or expired.
+        """
+        identity = identity_of(certificate)
+        if identity.kind != kind or identity.project != self.store.project:
+            raise UnauthenticatedError(
+                f"{identity.uri} is no {kind} of project {self.store.project!r}", rule="identity"
+            )
+        self.store.check(identity, datetime.now(UTC))
+        return identity
+
+    async def keep_fresh(self) -> None:
+        """Reload the revocation lists again and again; a bad list changes nothing."""
+        while True:
+            await asyncio.sleep(TRUST_RELOAD_S)
+            try:
+                self.store = await asyncio.to_thread(self._kit.reload_trust)
+            except (FLError, OSError) as error:
+                log.error("revocation lists not reloaded, the old ones stay: %s", error)
+
+
+class FederatedServer:
+    """The FL side of a server process, and the parts that its admin side shares.
+
+    Args:
+        kit: the server's verified kit.
+        end: called with whether to restart, when an admin ends the process.
+
+    Raises:
+        FLError: the state cannot be opened.
+    """
+
+    def __init__(self, kit: Kit, end: Callable[[bool], None]) -> None:
+        limits = kit.server.limits
+        folder = kit.state_folder()
+        self.kit = kit
+        self.trust = Trust(kit)
+        self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="blob")
+        resources = kit.local.resources
+        self.store = SqlStateStore(resources.state_url or folder / "events.db", self._on_fatal)
+        self.blobs = FileBlobStore(
+            folder / "blobs", max(limits.reserve_bytes, resources.reserve_bytes)
+        )
+        self.audit = AuditLog(folder / "audit.jsonl", kit.identity.name)
+        self.relay = RequestRelay()
+        self.clients = ClientManager(
+            limits.max_clients, limits.dead_after_s, time.monotonic, self._clients_changed
+        )
+        self.runs = Runs(
+            self.store, self.blobs, self.clients, self.relay, self.workers, self._notify
+        )
+        processors = ResultProcessors([ModelResultProcessor(self.blobs), ValidateResultProcessor()])
+        self.training = TrainingService(self.runs, self.blobs, processors, limits.waiting_call_s)
+        self.control = ServerControl(
+            identity=kit.identity,
+            trust=self.trust,
+            runs=self.runs,
+            clients=self.clients,
+            relay=self.relay,
+            blobs=self.blobs,
+            folder=folder,
+            end=end,
+        )
+        self.runs.changed = self.control.note_change
+        self._metrics = MetricLog(folder / "metrics")
+        self._server: aio.Server | None = None
+        self._watch_wanted = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.port = 0
+
+    def _on_fatal(self, error: BaseException) -> None:
+        log.critical("the state store failed, the process ends: %s", error, exc_info=error)
+        logging.shutdown()
+        os._exit(FATAL_EXIT)
+
+    def _notify(self, sites: set[str]) -> None:
+        self.training.notify(sites)
+
+    def _clients_changed(self, names: Sequence[str]) -> None:
+        self._watch_wanted.set()
+        self.runs.roster_changed(names)
+
+    async def start(self) -> None:
+        """Go on with unfinished runs, then serve the FL port.
+
+        Raises:
+            UnavailableError: the port is taken.
+            FLError: the log cannot be read.
+        """
+        limits = self.kit.server.limits
+        self.runs.open()
+        guard = Guard(self._identify, self._check_token, FL_RULES, self.note_refusal)
+        slots = Slots(limits.transfer_slots_per_site, limits.transfer_slots)
+        transfers = BlobService(
+            self.blobs,
+            self.training.admit_upload,
+            self.training.release_download,
+            slots,
+            self.workers,
+        )
+        self._server = aio.server(
+            interceptors=[guard], options=server_options(limits.max_connection_age_s)
+        )
+        self._server.add_generic_rpc_handlers((transfers.handler(),))
+        pb_grpc.add_FederatedTrainingServicer_to_server(
+            FederatedTrainingServicer(self.clients, self.relay, self.training, limits.heartbeat_s),
+            self._server,
+        )
+        pb_grpc.add_AdminCommunicatingServicer_to_server(
+            AdminCommunicatingServicer(self.relay, self._metrics, limits.waiting_call_s),
+            self._server,
+        )
+        self.port = bind(self._server, self.kit, self.kit.server.fl_address, "site")
+        await add_health(self._server)
+        await self._server.start()
+        self._tasks = [
+            asyncio.create_task(self._watch_clients(), name="watch clients"),
+            asyncio.create_task(self.trust.keep_fresh(), name="reload trust"),
+        ]
+
+    async def stop(self) -> None:
+        """Drain: no new calls, then end the runs' deciders and close the state."""
+        if self._server:
+            await self._server.stop(DRAIN_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.runs.close()
+        await asyncio.to_thread(self.workers.shutdown)
+        await asyncio.to_thread(self.store.close)
+        self.audit.close()
+
+    def _identify(self, certificate: bytes) -> Identity:
+        return self.trust.identify("site", certificate)
+
+    def _check_token(self, caller: Caller) -> None:
+        self.clients.check_token(caller.identity, caller.token)
+
+    def note_refusal(self, method: str, name: str, peer: str, error: FLError) -> None:
+        """Audit a refused call; the refusal stands even if the audit cannot be written."""
+        if isinstance(error, UnauthenticatedError) and error.rule == "token":
+            log.debug("%s: %s", method, error)  # every site does this once after a restart
+            return
+        actor = {"name": name or "unknown", "role": "", "peer": peer}
+        try:
+            self.audit.record(actor, method, "refused", reason=str(error))
+        except OSError as failure:
+            log.error("the audit cannot be written: %s", failure)
+
+    async def _watch_clients(self) -> None:
+        while True:
+            pause = self.clients.expire()
+            self._watch_wanted.clear()
+            try:
+                async with asyncio.timeout(max(pause, 0.05)):
+                    await self._watch_wanted.wait()
+            except TimeoutError:
+                continue
+
+
+def bind(server: aio.Server, kit: Kit, address: str, trusted: Kind) -> int:
+    """Bind a port that admits certificates of one kind only; return its number.
+
+    Raises:
+        UnavailableError: the address cannot be bound.
+    """
+    credentials = server_credentials(kit.key_pem(), kit.chain, kit.trust.tls_roots(trusted))
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise UnavailableError(
+            f"cannot listen on {address}",
+            hint="another process has the port, or the host has no such address; "
+            "local/overrides.yml may set another",
+        )
+    return int(port)
+
+
+async def add_health(server: aio.Server) -> None:
+    """Serve `grpc.health.v1` to every certificate that the port admits."""
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)

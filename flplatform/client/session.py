@@ -12,6 +12,8 @@ from flplatform import __version__
 from flplatform.core.errors import (
     DeadlineExceededError,
     FLError,
+    InternalError,
+    ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -191,15 +193,32 @@ class Session:
             return await move(self._open()[1], self.token)
 
     async def persist(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Do `step` until it is not the connection's fault that it fails."""
+        """Do `step` until it is neither the connection's nor the server's fault that it fails.
+
+        Raises:
+            FLError: the server refused `step` itself.
+        """
         attempt = 0
         while True:
             try:
                 return await step()
-            except UnavailableError as error:
+            except (UnavailableError, ResourceExhaustedError, InternalError) as error:
                 pause = backoff_s(attempt, self._kit.site.backoff_max_s)
                 level = logging.DEBUG if attempt < 3 else logging.WARNING
                 log.log(level, "%s: next try in %.1f s: %s", what, pause, error)
+                attempt += 1
+                await asyncio.sleep(pause)
+
+    async def repeat(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Do `step` for ever; a refusal is logged and `step` tried again after a pause."""
+        attempt = 0
+        while True:
+            try:
+                await self.persist(what, step)
+                attempt = 0
+            except FLError as error:
+                pause = backoff_s(attempt, self._kit.site.backoff_max_s)
+                log.warning("%s: refused, next try in %.1f s: %s", what, pause, error)
                 attempt += 1
                 await asyncio.sleep(pause)
 

@@ -1,0 +1,167 @@
+"""`SiteClient`: a site's parent process. It owns the parts, starts and stops them in order."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flplatform.client.policy import Policy
+from flplatform.client.requests import RequestAgent
+from flplatform.client.sandbox import available_level
+from flplatform.client.seen import SeenIds
+from flplatform.client.session import WAITING_CALL_S, Session
+from flplatform.client.site_runs import SiteRuns
+from flplatform.client.spool import Spool
+from flplatform.client.task_loop import TaskLoop
+from flplatform.core.errors import FLError, UnavailableError
+from flplatform.core.messages import ModelRef
+from flplatform.files.durable import private_dir
+from flplatform.files.system import system_info
+from flplatform.rpc.v1 import federated_pb2 as pb
+from flplatform.security.audit import AuditLog
+from flplatform.security.identity import TrustStore
+from flplatform.security.kit import Kit
+from flplatform.store.blobs import FileBlobStore
+
+log = logging.getLogger(__name__)
+
+TRUST_RELOAD_S = 30.0
+METRICS_WAITING = 1000
+"""Points that wait to be sent; while the server is away further ones are dropped."""
+
+
+class SiteClient:
+    """A site that registers, obeys signed orders within its own policy, and does tasks.
+
+    Args:
+        kit: the site's verified kit.
+        end: called with whether to restart, when an admin ends the process.
+    """
+
+    def __init__(self, kit: Kit, end: Callable[[bool], None]) -> None:
+        folder = private_dir(kit.state_folder())
+        level = available_level()
+        log.info("isolation of job code: %s (%s)", level.name, level.reason)
+        self._kit = kit
+        self._isolation = level.name
+        self._trust = kit.trust
+        self._audit = AuditLog(folder / "audit.jsonl", kit.identity.name)
+        self._metrics: asyncio.Queue[bytes] = asyncio.Queue(METRICS_WAITING)
+        policy = Policy(kit, level.name)
+        blobs = FileBlobStore(folder / "blobs", kit.local.resources.reserve_bytes)
+        self._blobs = blobs
+        self._session = Session(kit, level.name, lambda: self._runs.numbers())
+        self._runs = SiteRuns(kit, policy, self._fetch, self._current_trust, self._on_metric)
+        self._tasks = TaskLoop(
+            self._session,
+            self._runs,
+            Spool(folder / "spool"),
+            blobs,
+            kit.local.site_policy,
+            folder / "work",
+        )
+        self._agent = RequestAgent(
+            trust=self._current_trust,
+            policy=policy,
+            seen=SeenIds(folder / "seen.json"),
+            runs=self._runs,
+            audit=self._audit,
+            stop=end,
+            facts={"sys_info": self._system, "check_status": self._status},
+        )
+        self._loops: list[asyncio.Task[None]] = []
+        self._replies: set[asyncio.Task[None]] = set()
+        self._received: list[str] = []
+
+    def _current_trust(self) -> TrustStore:
+        return self._trust
+
+    async def _fetch(self, blob: ModelRef) -> Path:
+        return await self._tasks.fetch(blob)
+
+    async def start(self) -> Mapping[str, Any]:
+        """Bring accepted runs back and begin to serve; the server need not be there yet."""
+        self._runs.open(self._blobs.path)
+        loops = {
+            "tasks": self._tasks.run(),
+            "requests": self._session.repeat("get requests", self._retrieve),
+            "heartbeat": self._session.repeat("heartbeat", self._beat),
+            "metrics": self._session.repeat("send metrics", self._send_metric),
+            "trust": self._keep_trust_fresh(),
+        }
+        self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        return {"isolation": self._isolation}
+
+    async def stop(self) -> None:
+        """End all work and say goodbye; spooled results and accepted runs stay."""
+        for loop in (*self._loops, *self._replies):
+            loop.cancel()
+        await asyncio.gather(*self._loops, *self._replies, return_exceptions=True)
+        await self._tasks.close()
+        await self._runs.close()
+        await self._session.close("stopped")
+        self._audit.close()
+
+    # ---- loops ----
+
+    async def _beat(self) -> None:
+        reports = [
+            pb.RunReport(run=run, round=number, phase=phase, since_s=since, isolation=isolation)
+            for run, number, phase, since, isolation in (r.report() for r in self._runs.all())
+        ]
+        await self._session.training("Heartbeat", pb.HeartbeatRequest(runs=reports))
+        await asyncio.sleep(self._session.heartbeat_s)
+
+    async def _retrieve(self) -> None:
+        request = pb.RetrieveRequest(received=self._received)
+        reply = await self._session.admin("Retrieve", request, WAITING_CALL_S)
+        self._received = [item.id for item in reply.requests]
+        for item in reply.requests:
+            task = asyncio.create_task(self._answer(item), name=f"reply {item.topic}")
+            self._replies.add(task)
+            task.add_done_callback(self._replies.discard)
+
+    async def _answer(self, request: pb.SiteRequest) -> None:
+        reply = await self._agent.handle(request)
+        try:
+            await self._session.persist(
+                f"reply to {request.topic}", lambda: self._session.admin("SendReply", reply)
+            )
+        except FLError as error:
+            log.debug("reply to %s: %s", request.topic, error)  # nobody waits for it any more
+
+    async def _send_metric(self) -> None:
+        body = await self._metrics.get()
+        try:
+            await self._session.admin("SendResult", pb.SiteResult(topic="metrics", body=body))
+        except UnavailableError:
+            return  # progress only: losing a point changes no model
+
+    def _on_metric(self, run: int, number: int, name: str, value: float, step: int | None) -> None:
+        if not self._metrics.full():
+            point = {"run": run, "round": number, "name": name, "value": value, "step": step}
+            self._metrics.put_nowait(json.dumps(point).encode())
+
+    async def _keep_trust_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(TRUST_RELOAD_S)
+            try:
+                self._trust = await asyncio.to_thread(self._kit.reload_trust)
+            except (FLError, OSError) as error:
+                log.error("revocation lists not reloaded, the old ones stay: %s", error)
+
+    # ---- facts ----
+
+    def _system(self) -> Mapping[str, Any]:
+        return {**system_info(self._kit.state_folder()), "isolation": self._isolation}
+
+    def _status(self) -> Mapping[str, Any]:
+        days = (self._kit.identity.not_after - datetime.now(UTC)).total_seconds() / 86400
+        runs = [
+            {"run": run, "round": number, "phase": phase, "since_s": since, "isolation": isolation}
+            for run, number, phase, since, isolation in (r.report() for r in self._runs.all())
+        ]
+        return {"isolation": self._isolation, "runs": runs, "certificate_days": days}

@@ -1,0 +1,340 @@
+"""The runs that this site has accepted: each in a folder of its own, remembered over restarts."""
+
+import asyncio
+import base64
+import json
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flplatform.client.executors import Outcome, RunProcess, RunProcessCrashed, RunSpec
+from flplatform.client.policy import Plan, Policy
+from flplatform.client.requests import StartBody
+from flplatform.core.errors import FLError, InvalidArgumentError, PermissionDeniedError
+from flplatform.core.job import CODE_FOLDER
+from flplatform.core.messages import ModelRef, Task
+from flplatform.core.strict import Strict, parse_json
+from flplatform.files.durable import fsync_dir, private_dir, remove_temporaries, write_atomic
+from flplatform.security.identity import Identity, TrustStore
+from flplatform.security.kit import Kit
+from flplatform.security.package import Package, open_package
+from flplatform.security.signing import Signed, StartOrder, open_order
+
+log = logging.getLogger(__name__)
+
+RECORD = "start.json"
+SUBMISSIONS = "submissions.json"
+MAX_CRASHES = 3
+"""A task whose process crashes so often has failed."""
+
+
+class RunRecord(Strict):
+    """`start.json`: what was accepted, and when."""
+
+    run: int
+    submission_id: str
+    digest: str
+    size: int
+    order: str
+    accepted: datetime
+
+
+class SiteRun:
+    """One accepted run and its run process.
+
+    Args:
+        folder: the run's own folder.
+        plan: what the site's policy grants it.
+    """
+
+    def __init__(
+        self,
+        kit: Kit,
+        folder: Path,
+        record: RunRecord,
+        package: Package,
+        plan: Plan,
+        on_metric: Callable[[int, int, str, float, int | None], None],
+    ) -> None:
+        self.record = record
+        self.package = package
+        self.plan = plan
+        self.folder = folder
+        self.round = 0
+        self._kit = kit
+        self._on_metric = on_metric
+        self._phase = ("deployed", time.monotonic())
+        self._process: RunProcess | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def run(self) -> int:
+        """The run's number."""
+        return self.record.run
+
+    @property
+    def state(self) -> Path:
+        """Where the committed state of the run lies."""
+        return self.folder / "state"
+
+    def report(self) -> tuple[int, int, str, float, str]:
+        """Return run, round, phase, seconds in it, and isolation level."""
+        phase, since = self._phase
+        return self.run, self.round, phase, time.monotonic() - since, self.plan.isolation
+
+    def enter(self, phase: str) -> None:
+        """Note what the run is doing here."""
+        if phase != self._phase[0]:
+            self._phase = (phase, time.monotonic())
+
+    async def execute(self, task: Task, model: Path | None, work: Path) -> Outcome:
+        """Have the run process do a task; start it again if it crashes.
+
+        Raises:
+            RunProcessCrashed: it crashed on this task again and again.
+        """
+        async with self._turn:
+            self.round = task.id.round
+            for crashes in range(1, MAX_CRASHES + 1):
+                process = await self._ready()
+                try:
+                    return await process.execute(task, model, work)
+                except RunProcessCrashed as error:
+                    log.warning("run %d: %s crashed (%d): %s", self.run, task.id, crashes, error)
+                    await self.abort()
+                    if crashes == MAX_CRASHES:
+                        raise
+                except asyncio.CancelledError:
+                    await asyncio.shield(self.abort())
+                    raise
+            raise AssertionError("unreachable")
+
+    async def warm_up(self) -> None:
+        """Start the run process before its first task."""
+        async with self._turn:
+            await self._ready()
+
+    async def _ready(self) -> RunProcess:
+        if self._process is None:
+            job = self.package.job
+            spec = RunSpec(
+                run=self.run,
+                site=self._kit.identity.name,
+                folder=self.folder / "process",
+                code=self.folder / CODE_FOLDER,
+                kit=self._kit.folder,
+                log=private_dir(self._kit.folder / "logs") / f"run-{self.run}.log",
+                state=self.state,
+                executor=job.executor,
+                args=job.args,
+                data=self.plan.data,
+                watch=job.watch,
+                environment=self.plan.environment,
+                isolation=self.plan.isolation,
+            )
+            process = RunProcess(spec, on_phase=self.enter, on_metric=self._metric)
+            await process.start()
+            self._process = process
+        return self._process
+
+    def _metric(self, name: str, value: float, step: int | None) -> None:
+        self._on_metric(self.run, self.round, name, value, step)
+
+    async def abort(self) -> None:
+        """End the run process and everything that it started."""
+        process, self._process = self._process, None
+        if process:
+            await process.abort()
+
+
+class SiteRuns:
+    """Accepts runs, brings them back after a restart, and ends them.
+
+    Args:
+        fetch: downloads a blob and returns its file.
+        trust: returns the trust store of now.
+        on_metric: hears of every metric that training code logs.
+    """
+
+    def __init__(
+        self,
+        kit: Kit,
+        policy: Policy,
+        fetch: Callable[[ModelRef], Awaitable[Path]],
+        trust: Callable[[], TrustStore],
+        on_metric: Callable[[int, int, str, float, int | None], None],
+    ) -> None:
+        self._kit = kit
+        self._policy = policy
+        self._fetch = fetch
+        self._trust = trust
+        self._on_metric = on_metric
+        self._folder = private_dir(kit.state_folder() / "runs")
+        self._runs: dict[int, SiteRun] = {}
+        self._submissions: dict[str, int] = {}
+        self._accepting = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def open(self, blob_path: Callable[[str], Path]) -> None:
+        """Bring back the runs that were accepted before a restart, verifying them again."""
+        remove_temporaries(self._folder)
+        path = self._folder / SUBMISSIONS
+        if path.exists():
+            self._submissions = {str(k): int(v) for k, v in json.loads(path.read_bytes()).items()}
+        for folder in sorted(self._folder.iterdir()):
+            if not (folder / RECORD).exists():
+                continue
+            try:
+                record = parse_json(RunRecord, (folder / RECORD).read_bytes(), str(folder))
+                signed = Signed.from_bytes(base64.b64decode(record.order))
+                identity, _ = open_order(StartOrder, signed, self._trust(), record.accepted)
+                package = open_package(blob_path(record.digest), self._trust(), record.accepted)
+                plan = self._check(identity, package)
+            except (FLError, OSError, ValueError) as error:
+                log.error("%s is not resumed: %s", folder.name, error)
+                continue
+            self._add(folder, record, package, plan)
+            log.info("run %d is resumed", record.run)
+
+    def _check(self, submitter: Identity, package: Package) -> Plan:
+        return self._policy.check_job(
+            submitter,
+            package.author,
+            has_code=package.has_code,
+            data=package.job.data,
+            environment=package.job.environment,
+        )
+
+    def _add(self, folder: Path, record: RunRecord, package: Package, plan: Plan) -> SiteRun:
+        run = SiteRun(self._kit, folder, record, package, plan, self._on_metric)
+        self._runs[record.run] = run
+        self._submissions[record.submission_id] = record.run
+        return run
+
+    # ---- what requests need ----
+
+    def recorded(self, signed: Signed, body: StartBody) -> Mapping[str, Any] | None:
+        """Return the answer given to this very start before."""
+        run = self._runs.get(body.run)
+        if run is None or base64.b64decode(run.record.order) != signed.to_bytes():
+            return None
+        return {"isolation": run.plan.isolation}
+
+    async def accept(
+        self, signed: Signed, order: StartOrder, submitter: Identity, body: StartBody
+    ) -> Mapping[str, Any]:
+        """Take a run on: download, verify, ask the policy, unpack; durable on return.
+
+        Raises:
+            FLError: refused or failed, and why.
+        """
+        name = self._kit.identity.name
+        if name not in order.sites:
+            raise PermissionDeniedError(f"the start does not name {name}", rule="signed targets")
+        if body.digest != f"blake3:{order.job_digest}":
+            raise PermissionDeniedError(
+                "the server offers another package than the one that was signed",
+                rule="signed job digest",
+            )
+        async with self._accepting:
+            self._check_single(order.submission_id, body.run)
+            path = await self._fetch(ModelRef(body.digest, body.size))
+            now = datetime.now(UTC)
+            package = await asyncio.to_thread(open_package, path, self._trust(), now)
+            plan = self._check(submitter, package)
+            busy = sum(
+                run.package.job.environment == package.job.environment
+                for run in self._runs.values()
+            )
+            if busy >= plan.environment.max_runs:
+                raise PermissionDeniedError(
+                    f"{busy} runs are at work in environment {package.job.environment!r}",
+                    rule=f"environments.yml: max_runs = {plan.environment.max_runs}",
+                )
+            record = RunRecord(
+                run=body.run,
+                submission_id=order.submission_id,
+                digest=body.digest,
+                size=body.size,
+                order=base64.b64encode(signed.to_bytes()).decode(),
+                accepted=now,
+            )
+            folder = await asyncio.to_thread(self._unpack, record, package)
+            run = self._add(folder, record, package, plan)
+        log.info(
+            "run %d accepted: %s by %s, isolation %s",
+            run.run,
+            package.job.name,
+            submitter.name,
+            plan.isolation,
+        )
+        warming = asyncio.create_task(_warm(run))
+        self._background.add(warming)
+        warming.add_done_callback(self._background.discard)
+        return {"isolation": plan.isolation}
+
+    def _check_single(self, submission_id: str, run: int) -> None:
+        """A submission is accepted once, as one run; a run number stands for one submission."""
+        known = self._submissions.get(submission_id)
+        if known is not None:
+            raise PermissionDeniedError(
+                f"this submission was started here before, as run {known}", rule="single start"
+            )
+        if run in self._runs:
+            raise InvalidArgumentError(f"run {run} is another submission here", field="run")
+
+    def _unpack(self, record: RunRecord, package: Package) -> Path:
+        folder = self._folder / f"run-{record.run}"
+        temporary = self._folder / f".tmp-{record.run}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        private_dir(temporary)
+        package.extract(temporary)
+        private_dir(temporary / CODE_FOLDER)
+        write_atomic(temporary / RECORD, record.model_dump_json().encode())
+        temporary.rename(folder)
+        fsync_dir(self._folder)
+        submissions = {**self._submissions, record.submission_id: record.run}
+        write_atomic(self._folder / SUBMISSIONS, json.dumps(submissions).encode())
+        return folder
+
+    # ---- what the task loop needs ----
+
+    def numbers(self) -> list[int]:
+        """Return the runs in hand."""
+        return sorted(self._runs)
+
+    def get(self, run: int) -> SiteRun | None:
+        """Return an accepted run."""
+        return self._runs.get(run)
+
+    def all(self) -> list[SiteRun]:
+        """Return all accepted runs in order."""
+        return [self._runs[number] for number in self.numbers()]
+
+    async def end(self, number: int, status: str) -> None:
+        """End a run here: its process, its code and its state; its log stays."""
+        run = self._runs.pop(number, None)
+        if run is None:
+            return
+        log.info("run %d has ended: %s", number, status)
+        await run.abort()
+        await asyncio.to_thread(shutil.rmtree, run.folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        """End all run processes; the runs stay accepted."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(run.abort() for run in self._runs.values()))
+
+
+async def _warm(run: SiteRun) -> None:
+    try:
+        await run.warm_up()
+    except (FLError, OSError, RunProcessCrashed) as error:
+        log.warning("run %d: its process does not start: %s", run.run, error)

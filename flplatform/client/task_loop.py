@@ -1,0 +1,277 @@
+"""Tasks at a site: fetch, download, have them done, spool, upload, submit, settle.
+
+A result is in the spool before it is sent, and is sent byte for byte until the server has
+answered: filters run once, and nothing is trained again because a wire broke.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+from flplatform.algorithms.filters import FILTERS
+from flplatform.client.executors import Failure, Outcome, RunProcessCrashed
+from flplatform.client.session import WAITING_CALL_S, Session
+from flplatform.client.site_runs import SiteRun, SiteRuns
+from flplatform.client.spool import Spool, SpooledResult
+from flplatform.core.config import SitePolicy
+from flplatform.core.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    FLError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+)
+from flplatform.core.messages import ModelRef, Task, TaskFailure, TaskId
+from flplatform.core.ports import BlobStore
+from flplatform.files.digest import digest_of_file
+from flplatform.files.durable import private_dir
+from flplatform.files.modelfile import check_finite, load, read_layout, save
+from flplatform.rpc.streams import fetch_blob, send_blob
+from flplatform.rpc.v1 import federated_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+
+class TaskLoop:
+    """One waiting call for all runs of this site, and a worker per task in hand."""
+
+    def __init__(
+        self,
+        session: Session,
+        runs: SiteRuns,
+        spool: Spool,
+        blobs: BlobStore,
+        policy: SitePolicy,
+        work: Path,
+    ) -> None:
+        self._session = session
+        self._runs = runs
+        self._spool = spool
+        self._blobs = blobs
+        self._policy = policy
+        self._work = private_dir(work)
+        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._withdrawn: set[str] = set()
+        self._fetching: dict[str, asyncio.Lock] = {}
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        shutil.rmtree(self._work, ignore_errors=True)
+        private_dir(self._work)
+        for entry in self._spool.entries():
+            self._begin(entry.task_id, partial(self._submit, entry))
+        await self._session.repeat("get tasks", self._step)
+
+    async def close(self) -> None:
+        """Stop all workers; what they have spooled stays."""
+        for worker in self._workers.values():
+            worker.cancel()
+        await asyncio.gather(*self._workers.values(), return_exceptions=True)
+
+    async def fetch(self, blob: ModelRef) -> Path:
+        """Download a blob, once however many ask for it, until it is here.
+
+        Raises:
+            FLError: the server refused.
+        """
+        async with self._fetching.setdefault(blob.digest, asyncio.Lock()):
+            try:
+                return await self._session.persist(
+                    f"download {blob.digest}",
+                    lambda: self._session.transfer(
+                        lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
+                    ),
+                )
+            finally:
+                self._fetching.pop(blob.digest, None)
+
+    async def _step(self) -> None:
+        held = [task_id for task_id in self._workers if task_id not in self._withdrawn]
+        request = pb.GetTaskRequest(held=held, runs=self._runs.numbers())
+        reply = await self._session.training("GetTask", request, WAITING_CALL_S)
+        for ended in reply.ended:
+            await self._end(ended.run, ended.status)
+        offered = {task.id: task for task in reply.tasks}
+        for task_id in set(self._workers) - set(offered):
+            if self._spool.get(TaskId.parse(task_id)):
+                self._withdrawn.add(task_id)  # still submitted: the answer settles the state
+            else:
+                log.info("task %s is withdrawn", task_id)
+                self._workers[task_id].cancel()
+                await asyncio.wait([self._workers[task_id]])
+        self._withdrawn &= set(self._workers)
+        for task_id, offer in offered.items():
+            if task_id not in self._workers:
+                self._begin(TaskId.parse(task_id), partial(self._do, offer))
+
+    async def _end(self, run: int, status: str) -> None:
+        mine = [worker for key, worker in self._workers.items() if TaskId.parse(key).run == run]
+        for worker in mine:
+            worker.cancel()
+        if mine:
+            await asyncio.wait(mine)
+        self._spool.drop_run(run)
+        await self._runs.end(run, status)
+
+    def _begin(self, task_id: TaskId, work: Callable[[], Awaitable[None]]) -> None:
+        key = str(task_id)
+
+        async def worker() -> None:
+            try:
+                await work()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("task %s: a defect of this program", key)
+
+        task = asyncio.create_task(worker(), name=f"task {key}")
+        self._workers[key] = task
+        task.add_done_callback(lambda _: self._workers.pop(key, None))
+
+    # ---- one task ----
+
+    async def _do(self, offer: pb.Task) -> None:
+        task_id = TaskId.parse(offer.id)
+        model = ModelRef(offer.model.digest, offer.model.size) if offer.HasField("model") else None
+        task = Task(task_id, offer.seed, model)
+        if entry := self._spool.get(task_id):
+            return await self._submit(entry)
+        run = self._runs.get(task_id.run)
+        if run is None:
+            return await self._fail(
+                task_id, TaskFailure(f"this site does not have run {task_id.run}; see its log")
+            )
+        try:
+            outcome = await self._produce(run, task)
+        except RunProcessCrashed as error:
+            outcome = Failure(f"the run process crashed: {error}", error.log_tail)
+        except (FLError, OSError) as error:
+            outcome = Failure(str(error), "")
+        finally:
+            run.enter("idle")
+        if isinstance(outcome, Failure):
+            log.warning("task %s failed: %s", task_id, outcome.error)
+            return await self._fail(task_id, TaskFailure(outcome.error, outcome.traceback))
+        return await self._submit(outcome)
+
+    async def _produce(self, run: SiteRun, task: Task) -> "SpooledResult | Failure":
+        model = None
+        if task.model:
+            run.enter("downloading")
+            model = await self.fetch(task.model)
+        work = self._work / str(task.id).replace("/", "-")
+        try:
+            outcome = await run.execute(task, model, work)
+            if isinstance(outcome, Failure):
+                return outcome
+            return await asyncio.to_thread(self._spool_result, task, outcome, model, work)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+
+    def _spool_result(
+        self, task: Task, outcome: Outcome, model: Path | None, work: Path
+    ) -> SpooledResult:
+        """Check and filter what the run process made, outside its reach, and spool it."""
+        blob = None
+        examples = outcome.examples
+        if outcome.file:
+            path = work / outcome.file
+            if task.model and model:
+                self._filter(path, model)
+                if self._policy.max_examples is not None:
+                    examples = min(examples, self._policy.max_examples)
+            blob = ModelRef(*digest_of_file(path))
+        entry = SpooledResult(
+            task_id=task.id,
+            blob=blob,
+            examples=examples,
+            metrics=outcome.metrics,
+            received=outcome.received,
+            received_examples=outcome.received_examples,
+            trained_from=task.model.digest if task.model and blob else "",
+        )
+        self._spool.commit(entry, work)
+        return entry
+
+    def _filter(self, path: Path, model: Path) -> None:
+        read_layout(model).manifest.check_same(read_layout(path).manifest, "update")
+        received, arrays = load(model), load(path)
+        check_finite(arrays)
+        if not self._policy.filters:
+            return
+        for item in self._policy.filters:
+            arrays = FILTERS.create(item.name, item.args, "filters")(arrays, received)
+        filtered = path.with_suffix(".filtered")
+        save(filtered, arrays)
+        filtered.replace(path)
+
+    # ---- answering ----
+
+    async def _submit(self, entry: SpooledResult) -> None:
+        """Send a spooled result until the server has settled it."""
+        run = self._runs.get(entry.task_id.run)
+        if run:
+            run.enter("uploading")
+        adopt = False
+        try:
+            await self._session.persist(f"submit {entry.task_id}", lambda: self._send(entry))
+            adopt = True
+        except (AlreadyExistsError, FailedPreconditionError, NotFoundError) as error:
+            log.info("task %s: %s", entry.task_id, error)
+        except (InvalidArgumentError, PermissionDeniedError) as error:
+            log.warning("task %s: the server refused the result: %s", entry.task_id, error)
+            await self._fail(entry.task_id, TaskFailure(f"the server refused it: {error}"))
+        await asyncio.to_thread(
+            self._spool.settle, entry.task_id, run.state if run and adopt else None
+        )
+        if run:
+            run.enter("idle")
+
+    async def _send(self, entry: SpooledResult) -> None:
+        task_id = str(entry.task_id)
+        if entry.blob:
+            blob, path = entry.blob, self._spool.file(entry.task_id)
+            try:
+                await self._session.transfer(
+                    lambda channel, token: send_blob(channel, path, blob, task_id, token=token)
+                )
+            except (FailedPreconditionError, NotFoundError) as error:
+                # The task may be settled by this very result, its acknowledgement lost.
+                log.debug("upload for %s: %s", task_id, error)
+        request = pb.SubmitResultRequest(
+            task_id=task_id,
+            result=pb.TaskOutcome(
+                blob=pb.Blob(digest=entry.blob.digest, size=entry.blob.size)
+                if entry.blob
+                else None,
+                examples=entry.examples,
+                metrics=entry.metrics,
+                received=entry.received,
+                received_examples=entry.received_examples,
+                trained_from=entry.trained_from,
+            ),
+        )
+        try:
+            await self._session.training("SubmitResult", request)
+        except FailedPreconditionError as error:
+            if error.rule == "upload_first":
+                raise ResourceExhaustedError("the server has lost the uploaded bytes") from None
+            raise
+
+    async def _fail(self, task_id: TaskId, failure: TaskFailure) -> None:
+        request = pb.SubmitResultRequest(
+            task_id=str(task_id),
+            failure=pb.TaskFailure(error=failure.error, traceback=failure.traceback),
+        )
+        try:
+            await self._session.persist(
+                f"report failure of {task_id}",
+                lambda: self._session.training("SubmitResult", request),
+            )
+        except FLError as error:
+            log.info("failure of %s: %s", task_id, error)

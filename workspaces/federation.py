@@ -1,0 +1,132 @@
+"""The demo federation: `python -m workspaces.federation demo|up|console|down`.
+
+It does what an operator does, with the same commands: provision, edit the local files, run each
+participant's start.sh, submit a job from the console, read its tables, run stop.sh.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE / "federation"
+PROJECT = HERE / "heart" / "project.yml"
+KITS = OUT / "heart" / "kits"
+SITES = ("cleveland", "hungary", "switzerland", "va")
+ADMIN = "amy@coordinator.org"
+START_S = 60.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out one of the verbs; return the exit status."""
+    verbs = {"demo": demo, "up": up, "console": console, "down": down}
+    if len(arguments) != 1 or arguments[0] not in verbs:
+        print(f"usage: python -m workspaces.federation {'|'.join(verbs)}", file=sys.stderr)
+        return 2
+    return verbs[arguments[0]]()
+
+
+def demo() -> int:
+    """Everything, from no kit to a stopped federation."""
+    begun = time.monotonic()
+    try:
+        if code := up(quiet=True):
+            return code
+        say("submitting the heart-disease job, signed by its author")
+        code = admin("submit_job heart --min 4 --wait", "show_metrics", "cross_val", "sys_info all")
+    finally:
+        down()
+    say(f"done in {time.monotonic() - begun:.0f} s; `make up` keeps one running to play with")
+    return code
+
+
+def up(quiet: bool = False) -> int:
+    """Provision (afresh) and start all five; leave them running."""
+    if (KITS / "server" / "state" / "ready.json").exists():
+        print("a federation is running; `make down` stops it", file=sys.stderr)
+        return 1
+    shutil.rmtree(OUT, ignore_errors=True)
+    say("provisioning a server, four hospitals and an admin")
+    subprocess.run(
+        [sys.executable, "-m", "provisioning.cli", "provision", PROJECT, "--out", OUT],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    for site in SITES:
+        path = HERE / "heart" / "data" / f"{site}.csv"
+        text = f"datasets:\n  heart: {{path: {json.dumps(str(path))}, allow: [any]}}\n"
+        (KITS / site / "local" / "datasets.yml").write_text(text)
+    say("starting them, each by its own start.sh")
+    start(["server"])
+    ready = json.loads((KITS / "server" / "state" / "ready.json").read_text())
+    for name in (*SITES, ADMIN):
+        port = ready["admin_port" if name == ADMIN else "fl_port"]
+        (KITS / name / "local" / "overrides.yml").write_text(f'servers: ["localhost:{port}"]\n')
+    transfer = KITS / ADMIN / "transfer"
+    for job in ("heart", "heart_loop", "heart_torch", "heart_tensorflow", "hello"):
+        shutil.copytree(HERE / job, transfer / job, ignore=shutil.ignore_patterns("data", "__*"))
+    start(SITES)
+    if not quiet:
+        passphrase = OUT / "heart" / "secrets" / f"{ADMIN}.txt"
+        say(f"running; `make console` opens the console (passphrase in {passphrase})")
+        say("try there: submit_job heart, check_status all, cross_val; `make down` stops it")
+    return 0
+
+
+def start(names: Sequence[str]) -> None:
+    """Start participants at the same time, and wait until they serve."""
+    env = {**os.environ, "FLP_PYTHON": sys.executable}
+    command = ["bash", "startup/start.sh", "--background"]
+
+    def one(name: str) -> None:
+        subprocess.run(command, cwd=KITS / name, env=env, check=True, stdout=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(one, names))
+
+
+def admin(*lines: str) -> int:
+    """Run console commands, and return the console's exit status."""
+    commands = [part for line in lines for part in ("-c", line)]
+    return subprocess.run(console_command(*commands, "--yes"), check=False).returncode
+
+
+def console() -> int:
+    """Open the console."""
+    return subprocess.run(console_command(), check=False).returncode
+
+
+def console_command(*options: str) -> list[str]:
+    """Return the command line of `fl_admin` with the demo's admin kit."""
+    passphrase = OUT / "heart" / "secrets" / f"{ADMIN}.txt"
+    base = [sys.executable, "-m", "flplatform.entrypoints.admin", str(KITS / ADMIN)]
+    return [*base, "--password-file", str(passphrase), *options]
+
+
+def down() -> int:
+    """Stop what `up` started: sites first, so that they can say goodbye."""
+
+    def one(name: str) -> None:
+        script = KITS / name / "startup" / "stop.sh"
+        if script.exists():
+            subprocess.run(["bash", script], check=False, stdout=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(len(SITES)) as pool:
+        list(pool.map(one, SITES))
+    one("server")
+    return 0
+
+
+def say(text: str) -> None:
+    """Print a step."""
+    print(f"── {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

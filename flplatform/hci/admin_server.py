@@ -1,0 +1,248 @@
+"""From words to reply items, always in this order.
+
+find, parse, authorise, confirm, audit, handle. A command that changes something is in the audit
+before its handler starts, or it does not start; a refusal is in the audit too.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from flplatform.core.errors import (
+    FailedPreconditionError,
+    FLError,
+    InternalError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    UnavailableError,
+)
+from flplatform.hci.connection import Connection, ExitCode, Item
+from flplatform.hci.grammar import parse
+from flplatform.hci.operations import Operation, Operations
+from flplatform.hci.register import CommandRegister
+from flplatform.hci.session_commands import SessionCommands
+from flplatform.hci.sessions import AdminSession
+from flplatform.hci.spec import SESSION_RIGHT, CommandSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Authorizer(Protocol):
+    """Who may do what."""
+
+    def check(self, session: AdminSession, permission: str, command: str, args: object) -> None:
+        """Decides whether the session's user may carry out a command with these arguments.
+
+        Raises:
+            PermissionDeniedError: not allowed; `rule` names the rule.
+        """
+        ...
+
+
+class AuditTrail(Protocol):
+    """The record of what was decided."""
+
+    def record(
+        self,
+        actor: Mapping[str, str],
+        action: str,
+        decision: str,
+        *,
+        reason: str = "",
+        details: Mapping[str, str] | None = None,
+        correlation_id: str = "",
+    ) -> None:
+        """Writes one durable entry; called in a worker thread, so it may wait for the disk.
+
+        Args:
+            actor: name, role, organisation, fingerprint and peer.
+            action: the command.
+            decision: `allowed` or `denied`.
+            reason: the rule that denied.
+            details: `session`, and `arguments` as JSON.
+            correlation_id: the id that the log lines and events of this command carry too.
+
+        Raises:
+            Exception: it could not be written.
+        """
+        ...
+
+
+class AdminServer:
+    """Carries out commands; it belongs to one event loop.
+
+    Args:
+        register: the commands; the session's own are added to it.
+        authorizer: who may do what.
+        audit: where decisions are written.
+        max_operations: commands that one session may have under way.
+        max_pending: reply items that may wait for a reader.
+        clock: monotonic seconds.
+
+    Raises:
+        InternalError: a command of the register has the name of one of the session's own.
+    """
+
+    def __init__(
+        self,
+        register: CommandRegister,
+        authorizer: Authorizer,
+        audit: AuditTrail,
+        *,
+        max_operations: int = 16,
+        max_pending: int = 64,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.register = register
+        self.operations = Operations(max_per_session=max_operations, clock=clock)
+        register.add(SessionCommands(register, self.operations))
+        self._authorizer = authorizer
+        self._audit = audit
+        self._max_pending = max_pending
+        self._clock = clock
+        self._drains: set[asyncio.Task[None]] = set()
+
+    async def execute(
+        self,
+        session: AdminSession,
+        argv: Sequence[str],
+        request: object = None,
+        *,
+        confirmed: bool = False,
+    ) -> AsyncGenerator[Item, None]:
+        """Carries out one command and yields its reply items.
+
+        The last item is `done`, or `confirm` when the command needs a yes and has none. Errors are
+        items, never exceptions. Closing the generator cancels the handler, unless the command
+        survives that.
+
+        Args:
+            session: who asks.
+            argv: name of the command and its words.
+            request: the transport's own object; handlers find it in `Connection.request`.
+            confirmed: whether the user has said yes to the command's question.
+        """
+        operation = self.operations.open(session, argv[0] if argv else "")
+        connection = Connection(
+            session, request, correlation_id=operation.id, max_pending=self._max_pending
+        )
+        task = asyncio.create_task(self._carry_out(operation, connection, argv, confirmed))
+        self.operations.start(operation, task)
+        try:
+            last = False
+            while not last:
+                item = await connection.next_item()
+                last = item["type"] in ("done", "confirm")
+                yield item
+        finally:
+            if operation.detachable and not task.done():
+                drain = asyncio.create_task(_drain(connection))
+                self._drains.add(drain)
+                drain.add_done_callback(self._drains.discard)
+            else:
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def close(self) -> None:
+        """Cancels the commands under way, survivors too, and waits for their ends."""
+        await self.operations.close()
+        if self._drains:
+            await asyncio.wait(self._drains)
+
+    async def _carry_out(
+        self, operation: Operation, connection: Connection, argv: Sequence[str], confirmed: bool
+    ) -> None:
+        """Sends items up to the last one, whatever happens, unless the reader has gone."""
+        question = ""
+        try:
+            question = await self._steps(operation, connection, argv, confirmed)
+        except FLError as error:
+            await connection.error(error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not operation.cancelled and task is not None and task.cancelling():
+                raise  # the reader has gone
+            connection.exit_code = ExitCode.INTERRUPTED
+            reason = operation.cancelled or "by the server"
+            await connection.error(FailedPreconditionError(f"cancelled: {reason}"))
+        except Exception:
+            logger.exception("command %s failed (%s)", operation.command, operation.id)
+            await connection.error(
+                InternalError(f"internal error {operation.id}; the server's log says more")
+            )
+        if question:
+            await connection.confirm(question)
+        else:
+            await connection.done(self._clock() - operation.started)
+
+    async def _steps(
+        self, operation: Operation, connection: Connection, argv: Sequence[str], confirmed: bool
+    ) -> str:
+        """Carries the command out, or returns the question that must be answered first."""
+        if not argv:
+            raise InvalidArgumentError("no command")
+        spec = self.register.find(argv[0])
+        if spec.permission != SESSION_RIGHT:  # one can always look and cancel
+            self.operations.check_limit(connection.session.id)
+        args = parse(argv[1:], spec)
+        operation.command = spec.name
+        await self._authorise(spec, args, connection)
+        if spec.confirm is not None and not confirmed and (question := await spec.confirm(args)):
+            return question
+        if spec.mutating:
+            try:
+                await self._record(spec, args, connection, "allowed")
+            except Exception as error:
+                logger.exception("the audit cannot be written (%s)", operation.id)
+                raise UnavailableError(
+                    f"nothing was done: the audit cannot be written ({operation.id})"
+                ) from error
+        operation.detachable = spec.survives_disconnect
+        await spec.handler(connection, args)
+        return ""
+
+    async def _authorise(self, spec: CommandSpec[Any], args: Any, connection: Connection) -> None:
+        try:
+            self._authorizer.check(connection.session, spec.permission, spec.name, args)
+        except PermissionDeniedError as error:
+            try:
+                await self._record(spec, args, connection, "denied", error.rule or error.message)
+            except Exception:
+                # The refusal stands; that its record is missing is for the operator to see.
+                logger.exception("a refusal is not in the audit (%s)", connection.correlation_id)
+            raise
+
+    async def _record(
+        self,
+        spec: CommandSpec[Any],
+        args: Any,
+        connection: Connection,
+        decision: str,
+        reason: str = "",
+    ) -> None:
+        session = connection.session
+        await asyncio.to_thread(
+            self._audit.record,
+            {
+                "name": session.user,
+                "role": session.role,
+                "organisation": session.organisation,
+                "fingerprint": session.fingerprint,
+                "peer": session.peer,
+            },
+            spec.name,
+            decision,
+            reason=reason,
+            details={"session": session.id, "arguments": json.dumps(dataclasses.asdict(args))},
+            correlation_id=connection.correlation_id,
+        )
+
+
+async def _drain(connection: Connection) -> None:
+    """Reads on for a reader that has gone, so that the handler need not wait for one."""
+    while (await connection.next_item())["type"] != "done":
+        pass

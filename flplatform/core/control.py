@@ -58,6 +58,7 @@ class RunView:
         answers: target → `ok`, or why it declined; `…` while it has not answered.
         timers: what ends the wait → seconds from now.
         next_model: digest of the latest published model.
+        metric, mode: the watched metric, empty for none; whether its `max` or `min` is best.
     """
 
     run: int
@@ -77,6 +78,9 @@ class RunView:
     timers: Mapping[str, float] = field(default_factory=dict)
     model_digest: str = ""
     best_round: int | None = None
+    submitter_organisation: str = ""
+    metric: str = ""
+    mode: str = "max"
 
 
 @dataclass(frozen=True, slots=True)

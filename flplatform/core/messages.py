@@ -16,6 +16,7 @@ LAST_OWNER = "last"
 """Model owner name of the last global model, scored by a closing task."""
 
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
+_NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})\Z", re.ASCII)
 RESERVED_SITE_NAMES = frozenset({"server", "client", "all", "global", "last", "admin"})
 
 MAX_METRICS = 200
@@ -43,11 +44,11 @@ class TaskId:
             InvalidArgumentError: the text is not a task id.
         """
         parts = text.split("/")
-        if len(text) <= 300 and len(parts) == 4 and parts[0].isdecimal() and parts[1].isdecimal():
+        if len(text) <= 300 and len(parts) == 4 and all(map(_NUMBER.match, parts[:2])):
             run, number, kind, site = parts
             owner = kind.removeprefix(VALIDATE)
             named = kind in (TRAIN, SUBMIT_MODEL) or (owner != kind and SITE_NAME.match(owner))
-            if named and SITE_NAME.match(site) and len(run) < 10 and len(number) < 10:
+            if named and SITE_NAME.match(site):
                 return cls(int(run), int(number), kind, site)
         raise InvalidArgumentError(f"{text[:100]!r} is not run/round/kind/site", field="task_id")
 

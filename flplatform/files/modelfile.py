@@ -1,4 +1,4 @@
-"""Model files: mapped for reading, written in one pass."""
+"""Model files: mapped for reading, written in one pass, checked while they arrive."""
 
 import mmap
 import os
@@ -116,3 +116,70 @@ def check_finite(arrays: Arrays, what: str = "update") -> None:
                 field=f"{what}[{name!r}]",
                 hint="lower the learning rate or clip gradients",
             )
+
+
+class ModelCheck:
+    """Checks the bytes of a model file as they come: its exact header, then finite values."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._header = encode_header(manifest)
+        self._offset = 0
+        self._split = b""  # the first bytes of a value whose others come with the next chunk
+        self._spans: list[tuple[int, int, str, np.dtype[np.generic]]] = []
+        begin = len(self._header)
+        for spec in manifest.tensors:
+            dtype = DTYPES[spec.dtype]
+            if dtype.kind == "f":
+                self._spans.append((begin, begin + spec.size_bytes, spec.name, dtype))
+            begin += spec.size_bytes
+        self._spans.reverse()
+
+    def feed(self, chunk: bytes) -> None:
+        """Check the next bytes.
+
+        Raises:
+            ModelFormatError: they differ from the header, or hold NaN or infinity.
+        """
+        expected = self._header[self._offset : self._offset + len(chunk)]
+        if not chunk.startswith(expected):
+            raise ModelFormatError(
+                "is not that of the job's model: other tensors, or not in canonical form",
+                field="header",
+                hint="send a file with the model's tensors in name order, without metadata",
+            )
+        view = memoryview(chunk)
+        end = self._offset + len(chunk)
+        while self._spans and self._spans[-1][0] < end:
+            begin, stop, name, dtype = self._spans[-1]
+            start = max(begin - self._offset, 0)
+            self._feed_tensor(view[start : stop - self._offset], name, dtype)
+            if stop > end:
+                break
+            self._spans.pop()
+        self._offset = end
+
+    def _feed_tensor(self, data: memoryview, name: str, dtype: np.dtype[np.generic]) -> None:
+        if self._split:
+            missing = dtype.itemsize - len(self._split)
+            self._split += data[:missing]
+            data = data[missing:]
+            if len(self._split) < dtype.itemsize:
+                return
+            _check_values(np.frombuffer(self._split, dtype), name)
+        whole = len(data) - len(data) % dtype.itemsize
+        _check_values(np.frombuffer(data[:whole], dtype), name)
+        self._split = bytes(data[whole:])
+
+
+def _check_values(values: Array, name: str) -> None:
+    if values.itemsize == 2:  # isfinite is slow for half floats: look at the exponent bits
+        exponents = values.view("<u2") & 0x7C00
+        finite = not (exponents == 0x7C00).any()
+    else:
+        finite = bool(np.isfinite(values).all())
+    if not finite:
+        raise ModelFormatError(
+            "holds NaN or infinity",
+            field=f"update[{name!r}]",
+            hint="lower the learning rate or clip gradients",
+        )

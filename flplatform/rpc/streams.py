@@ -92,8 +92,6 @@ class BlobService:
         if not 0 < len(header.transfer_id) <= 300:
             raise InvalidArgumentError("must have 1 to 300 characters", field="transfer_id")
         manifest = self._admit(caller(), header.transfer_id, blob)
-        if self._blobs.has(blob.digest):
-            return _reply(True, blob.size)
         async with self._slots.take(caller().identity.name):
             writer: BlobWriter = await self._start(
                 self._blobs.receive, header.transfer_id, blob, manifest

@@ -320,6 +320,9 @@ def _run_view(summary: RunSummary, actor: RunActor | None) -> RunView:
         timers={wake: at - now for wake, at in actor.wakes_at.items()},
         model_digest=state.model.digest,
         best_round=state.best_round,
+        submitter_organisation=state.opened.submitter_organisation,
+        metric=state.job.watch.metric if state.job.watch else "",
+        mode=state.job.watch.mode if state.job.watch else "max",
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flplatform.algorithms.aggregators import AGGREGATORS
+from flplatform.algorithms.workflows import classify
 from flplatform.core import events as ev
 from flplatform.core.errors import (
     FailedPreconditionError,
@@ -302,6 +303,14 @@ class Runs:
             return await self._actors[task_id.run].tell(given)
         from_log = self.view(task_id.run)
         return from_log.judge(given)
+
+    def settled_by(self, task_id: TaskId, mark: str) -> bool:
+        """Return whether exactly this result was accepted for the task already.
+
+        Raises:
+            FLError: the task is settled by another result, not open, or unknown.
+        """
+        return not classify(self.view(task_id.run).state, task_id, mark)
 
     def readable(self, site: str, digest: str) -> bool:
         """Return whether a site may download a blob: the package or a task's model of its run."""

@@ -110,7 +110,7 @@ class FederatedServer:
         self.runs = Runs(
             self.store, self.blobs, self.clients, self.relay, self.workers, self._notify
         )
-        processors = ResultProcessors([ModelResultProcessor(self.blobs), ValidateResultProcessor()])
+        processors = ResultProcessors([ModelResultProcessor(), ValidateResultProcessor()])
         self.training = TrainingService(self.runs, self.blobs, processors, limits.waiting_call_s)
         self.control = ServerControl(
             identity=kit.identity,

@@ -48,29 +48,19 @@ class ResultProcessor(Protocol):
 
 
 class ModelResultProcessor:
-    """Results that carry a model: train and submit_model. The blob must be durable already."""
+    """Results that carry a model, by digest: train and submit_model."""
 
     topics = (TRAIN, SUBMIT_MODEL)
 
-    def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
-
     def process(self, task_id: TaskId, outcome: pb.TaskOutcome) -> TaskResult:
-        """Check metrics, examples and that the model's bytes are here.
+        """Check digest, metrics and examples.
 
         Raises:
             InvalidArgumentError: names the field.
-            FailedPreconditionError: the bytes were not uploaded.
         """
         if not outcome.HasField("blob"):
             raise InvalidArgumentError(f"{task_id} needs a model", field="result.blob")
         check_digest(outcome.blob.digest, "result.blob.digest")
-        if not self._blobs.has(outcome.blob.digest):
-            raise FailedPreconditionError(
-                f"the bytes of {outcome.blob.digest} are not here",
-                rule="upload_first",
-                hint="upload the blob, then submit the result",
-            )
         if outcome.trained_from:
             check_digest(outcome.trained_from, "result.trained_from")
         return TaskResult(
@@ -174,6 +164,14 @@ class TrainingService:
             events = await self._runs.tell(task_id, FailureArrived(task_id, failure))
         elif request.WhichOneof("outcome") == "result":
             result = self._processors.process(task_id, request.result)
+            if result.blob and not self._blobs.has(result.blob.digest):
+                if self._runs.settled_by(task_id, result.blob.digest):
+                    return "duplicate"
+                raise FailedPreconditionError(
+                    f"the bytes of {result.blob.digest} are not here",
+                    rule="upload_first",
+                    hint="upload the blob, then submit the result",
+                )
             events = await self._runs.tell(task_id, ResultArrived(task_id, result))
         else:
             raise InvalidArgumentError("has neither result nor failure", field="outcome")

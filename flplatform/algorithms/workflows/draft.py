@@ -1,5 +1,6 @@
 """A decision in the making: events so far, and the state they lead to."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,17 +66,25 @@ class Draft:
         gather = self.state.gathers[stage]
         if gather.closed:
             return True
-        open_tasks = gather_tasks(self.state, gather)
         late = fired.has(gather_wake(self.state, gather))
-        if not late and any(task.id.site in self.roster.usable for task in open_tasks):
+        waiting = self.roster.usable.intersection(gather.opened.participants)
+        if not late and any(_open_ids(self.state, gather, waiting)):
             return False
-        gaps = {str(task_id): failure.error for task_id, failure in gather.failed.items()}
-        for task in open_tasks:
-            here = task.id.site in self.roster.usable
-            gaps[str(task.id)] = "deadline passed" if here else "site not connected"
+        gaps = {
+            str(task_id): gather.failed[task_id].error
+            if task_id in gather.failed
+            else self._absence(task_id.site)
+            for task_id in _ids(self.state, gather, gather.opened.participants)
+            if task_id not in gather.results
+        }
         reason = "deadline" if late else "all participants answered"
         self.emit(GatherClosed(stage=stage, reason=reason, gaps=gaps))
         return True
+
+    def _absence(self, site: str) -> str:
+        if site in self.roster.disabled:
+            return "site disabled"
+        return "deadline passed" if site in self.roster.live else "site not connected"
 
 
 def gather_wake(state: RunState, gather: Gather) -> Wake:
@@ -86,21 +95,36 @@ def gather_wake(state: RunState, gather: Gather) -> Wake:
 
 def gather_tasks(state: RunState, gather: Gather) -> list[Task]:
     """Return the tasks of a gathering that are not settled, in site and owner order."""
+    models = {
+        owner: ModelRef(blob.digest, blob.size) for owner, blob in gather.opened.models.items()
+    }
+    return [
+        Task(
+            task_id,
+            task_seed(state.job.seed, task_id.round, task_id.kind, task_id.site),
+            models.get(task_id.owner),
+        )
+        for task_id in _open_ids(state, gather, gather.opened.participants)
+    ]
+
+
+def _open_ids(state: RunState, gather: Gather, sites: Iterable[str]) -> Iterator[TaskId]:
+    return (
+        task_id
+        for task_id in _ids(state, gather, sites)
+        if task_id not in gather.results and task_id not in gather.failed
+    )
+
+
+def _ids(state: RunState, gather: Gather, sites: Iterable[str]) -> Iterator[TaskId]:
+    """Yield the ids of all tasks that `sites` have in a gathering."""
     opened = gather.opened
-    kinds: dict[str, ModelRef | None] = {SUBMIT_MODEL: None}
-    if opened.stage != "submit":
-        kinds = {
-            VALIDATE + owner: ModelRef(blob.digest, blob.size)
-            for owner, blob in sorted(opened.models.items())
-        }
-    tasks = []
-    for site in opened.participants:
-        for kind, model in kinds.items():
-            task_id = TaskId(state.run, opened.round, kind, site)
-            if task_id not in gather.results and task_id not in gather.failed:
-                seed = task_seed(state.job.seed, opened.round, kind, site)
-                tasks.append(Task(task_id, seed, model))
-    return tasks
+    kinds = [VALIDATE + owner for owner in sorted(opened.models)]
+    if opened.stage == "submit":
+        kinds = [SUBMIT_MODEL]
+    for site in sites:
+        for kind in kinds:
+            yield TaskId(state.run, opened.round, kind, site)
 
 
 def gather_pending(state: RunState, stage: Stage) -> list[Instruction]:

@@ -78,9 +78,11 @@ def pending(state: RunState) -> tuple[Instruction, ...]:
         Deploy(site) for site in state.opened.sites if site not in state.answers
     ]
     if state.step < 0:
-        if not state.deploy_wait_over:
-            instructions.append(Wake(_DEPLOY_TIMER, state.job.deploy_wait_s))
-        instructions.append(scatter_gather.quorum_wake(state))
+        instructions.append(
+            scatter_gather.quorum_wake(state)
+            if _all_heard(state)
+            else Wake(_DEPLOY_TIMER, state.job.deploy_wait_s)
+        )
     else:
         instructions.extend(_STEPS[state.step_name].pending(state))
     return tuple(instructions)
@@ -98,6 +100,10 @@ def classify(state: RunState, task_id: TaskId, mark: str) -> bool:
         AlreadyExistsError: the task is settled by something else; the first one counts.
         FailedPreconditionError: the task is not open: stale, unknown, or the run has ended.
     """
+    if task_id.run != state.run:
+        raise FailedPreconditionError(
+            f"task {task_id} is not of run {state.run}", rule="unknown_task", hint="drop the result"
+        )
     settled = state.settled.get((task_id.site, task_id.kind))
     if settled is not None and settled[0] == task_id.round:
         if settled[1] == mark:
@@ -257,6 +263,16 @@ def _check_quorum(state: RunState, min_clients: int) -> None:
             field="min_clients",
             hint=f"give 1 to {len(state.opened.sites)}",
         )
+    reachable = len(state.opened.sites) - len(_declined(state))
+    current = state.open_round
+    if current and not current.closed:
+        reachable = min(reachable, current.possible)
+    if min_clients > reachable:
+        raise FailedPreconditionError(
+            f"run {state.run} would fail: now at most {reachable} updates can come together",
+            rule="quorum_unreachable",
+            hint=f"give 1 to {reachable}",
+        )
 
 
 def _advance(draft: Draft, fired: Timers) -> None:
@@ -278,7 +294,7 @@ def _advance(draft: Draft, fired: Timers) -> None:
 
 def _deploy_done(draft: Draft, fired: Timers) -> bool:
     state = draft.state
-    declined = [answer for answer in state.answers.values() if not answer.accepted]
+    declined = _declined(state)
     if len(state.opened.sites) - len(declined) < state.min_clients:
         draft.end(
             "failed",
@@ -288,9 +304,16 @@ def _deploy_done(draft: Draft, fired: Timers) -> bool:
         return False
     if scatter_gather.quorum_lost(draft, fired):
         return False
-    everyone = len(state.answers) == len(state.opened.sites)
-    enough = len(draft.usable) >= state.min_clients
-    return enough and (everyone or state.deploy_wait_over)
+    return _all_heard(state) and len(draft.usable) >= state.min_clients
+
+
+def _all_heard(state: RunState) -> bool:
+    """Return whether no answer is waited for any more: from here on only a quorum is."""
+    return state.deploy_wait_over or len(state.answers) == len(state.opened.sites)
+
+
+def _declined(state: RunState) -> list[SiteAnswered]:
+    return [answer for answer in state.answers.values() if not answer.accepted]
 
 
 def _names(declined: Iterable[SiteAnswered]) -> str:

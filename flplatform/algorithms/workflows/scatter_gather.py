@@ -6,6 +6,7 @@ excused, or when quorum and `wait_after_min_s` have passed, or at its deadline, 
 scored in round r+1 and the last one by a closing task.
 """
 
+from math import isfinite
 from typing import Final
 
 from flplatform.algorithms.workflows.draft import Draft, Timers, gather_pending
@@ -108,7 +109,6 @@ def _close(draft: Draft, current: OpenRound, fired: Timers) -> bool:
         return False
     number = current.opened.round
     waiting = [site for site in current.unsettled if site in draft.roster.usable]
-    possible = len(current.opened.participants) - len(current.failed)
     late = fired.has(_deadline_wake(state, current))
     if len(current.accepted) >= state.min_clients:
         if not waiting:
@@ -120,7 +120,7 @@ def _close(draft: Draft, current: OpenRound, fired: Timers) -> bool:
         else:
             return False
         _emit_closed(draft, current, reason)
-    elif possible < state.min_clients:
+    elif current.possible < state.min_clients:
         failures = "; ".join(f"{site}: {item.error}" for site, item in current.failed.items())
         draft.end("failed", f"round {number} cannot reach quorum {state.min_clients}: {failures}")
     elif late and state.job.on_deadline == "extend" and not current.extended:
@@ -182,6 +182,8 @@ def _score(draft: Draft, number: int, reports: list[tuple[dict[str, float], int]
     if not examples:
         return
     score = sum(value * n for value, n in scored) / examples
+    if not isfinite(score):  # values near the largest float can overflow the sum
+        return
     best = draft.state.best_round
     better = best is None or watch.better(score, draft.state.scores[best])
     draft.emit(ModelScored(round=number, score=score, examples=examples, best=better))

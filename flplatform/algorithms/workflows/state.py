@@ -53,6 +53,11 @@ class OpenRound:
             if site not in self.accepted and site not in self.failed
         )
 
+    @property
+    def possible(self) -> int:
+        """The number of updates that the round can still end up with."""
+        return len(self.opened.participants) - len(self.failed)
+
 
 @dataclass(frozen=True, slots=True)
 class Gather:

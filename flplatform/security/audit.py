@@ -1,0 +1,292 @@
+"""The audit: one JSON line per decision, chained by hashes, durable before the deed.
+
+A record's hash covers its exact text, which holds the hash of the record before it, so an edited,
+missing or moved line breaks the chain. `<log>.head` remembers the last record, so that a cut tail
+is noticed too (someone who can rewrite both files can still hide it: export the head to prevent
+that). A record that cannot be written raises, and what it speaks of must not happen.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flplatform.core.errors import DataLossError, FailedPreconditionError
+from flplatform.files.durable import PRIVATE_FILE, fsync_dir, write_atomic
+
+ZERO_HASH = "0" * 64
+MAX_FIELD_CHARS = 1024
+MAX_DETAILS = 40
+
+_HASH_KEY = b', "hash": "'
+_END = b'"}\n'
+_SUFFIX_BYTES = len(_HASH_KEY) + len(ZERO_HASH) + len(_END)
+_TAIL_BYTES = 2 << 20  # more than the longest record
+_ACTOR_FIELDS = ("role", "organisation", "fingerprint", "peer")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last record of a log: its number (from 1; 0 if there is none) and hash."""
+
+    seq: int = 0
+    hash: str = ZERO_HASH
+
+
+class AuditLog:
+    """An open log of one participant. Thread-safe; one process at a time.
+
+    Args:
+        path: the current file; filled ones are renamed to `<path>.000001` and so on.
+        name: the participant whose log it is, written into every record.
+        rotate_bytes: size from which on a new file is begun.
+
+    Raises:
+        DataLossError: the end of the log is damaged or cut.
+        FailedPreconditionError: another process has the log open.
+        OSError: it cannot be opened or written.
+    """
+
+    def __init__(self, path: Path, name: str, rotate_bytes: int = 64 << 20) -> None:
+        self._path = path
+        self._name = name
+        self._rotate_bytes = rotate_bytes
+        self._lock = threading.Lock()
+        self._broken = False
+        self._head_file = os.open(_head_path(path), os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        try:
+            fcntl.flock(self._head_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._head_file)
+            raise FailedPreconditionError(f"{path} is open in another process") from None
+        try:
+            torn = _move_torn_tail_aside(path)
+            self._head = _last_record(path)
+            _check_not_cut(path, self._head, _read_head(path))
+            self._file = _open_append(path)
+        except BaseException:
+            os.close(self._head_file)
+            raise
+        if torn is not None:
+            itself = {"name": name, "role": "audit"}
+            self.record(itself, "audit.repair", "allowed", target=torn.name, reason="torn record")
+
+    @property
+    def head(self) -> Head:
+        """The last record."""
+        return self._head
+
+    def record(
+        self,
+        actor: Mapping[str, str],
+        action: str,
+        decision: str,
+        *,
+        target: str = "",
+        reason: str = "",
+        details: Mapping[str, str] | None = None,
+        correlation_id: str = "",
+    ) -> None:
+        """Write one record and wait until it is on disk.
+
+        Args:
+            actor: `Identity.as_actor()`.
+            action: what was asked, such as a command.
+            decision: `allowed`, `denied` or `failed`.
+            target: what it concerns.
+            reason: the rule or error.
+            details: further text; never secrets.
+            correlation_id: the id that the event log has too.
+
+        Raises:
+            OSError: it could not be written; what it speaks of must not happen.
+        """
+        texts = {
+            "time": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "log": self._name,
+            "actor": actor.get("name", ""),
+            **{field: actor.get(field, "") for field in _ACTOR_FIELDS},
+            "action": action,
+            "target": target,
+            "decision": decision,
+            "reason": reason,
+            "correlation_id": correlation_id,
+        }
+        more = list((details or {}).items())[:MAX_DETAILS]
+        with self._lock:
+            self._write(
+                {
+                    "seq": self._head.seq + 1,
+                    "monotonic_s": round(time.monotonic(), 6),
+                    **{key: _short(text) for key, text in texts.items()},
+                    "details": {_short(key): _short(text) for key, text in more},
+                    "prev": self._head.hash,
+                }
+            )
+
+    def close(self) -> None:
+        """Release the files."""
+        with self._lock:
+            self._broken = True
+            os.close(self._file)
+            os.close(self._head_file)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._broken:
+            raise OSError(f"{self._path}: closed, or an earlier write failed")
+        line, digest = _seal(record)
+        self._append(line)
+        self._head = Head(record["seq"], digest)
+        # Not fsynced: after a power cut the head may lag behind the log, but never lead it.
+        os.pwrite(self._head_file, _head_text(self._head), 0)
+        if os.fstat(self._file).st_size >= self._rotate_bytes:
+            self._rotate()
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written != len(line):
+                raise OSError(f"{self._path}: the disk took {written} of {len(line)} bytes")
+        except OSError:
+            self._broken = True  # until the file is as it was
+            os.ftruncate(self._file, size)
+            self._broken = False
+            raise
+        try:
+            os.fsync(self._file)
+        except OSError:
+            self._broken = True  # what the disk holds is unknown from here on
+            raise
+
+    def _rotate(self) -> None:
+        number = max((int(path.suffix[1:]) for path in _rotated(self._path)), default=0) + 1
+        os.rename(self._path, self._path.with_name(f"{self._path.name}.{number:06d}"))
+        os.close(self._file)
+        self._file = _open_append(self._path)
+
+
+def verify(path: Path) -> Head:
+    """Check the whole chain, rotated files included, and return its last record.
+
+    Raises:
+        DataLossError: names the first file and line that does not fit.
+    """
+    head, saved = Head(), _read_head(path)
+    for file, number, line in _lines(path):
+        where = f"{file}:{number}"
+        record = _check_line(line, where)
+        if record["seq"] != head.seq + 1:
+            raise DataLossError(f"{where}: record {record['seq']} follows record {head.seq}")
+        if record["prev"] != head.hash:
+            raise DataLossError(f"{where}: does not continue the record before it")
+        head = Head(record["seq"], record["hash"])
+        if head.seq == saved.seq and head != saved:
+            raise DataLossError(f"{where}: record {head.seq} is not the one that was written")
+    _check_not_cut(path, head, saved)
+    return head
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield all records, oldest first, each checked by itself; `verify` checks the chain.
+
+    Raises:
+        DataLossError: a line is not a record, or its text was changed.
+    """
+    for file, number, line in _lines(path):
+        yield _check_line(line, f"{file}:{number}")
+
+
+def _lines(path: Path) -> Iterator[tuple[Path, int, bytes]]:
+    for file in [*_rotated(path), path]:
+        if file.exists():
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    yield file, number, line
+
+
+def _rotated(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.[0-9][0-9][0-9][0-9][0-9][0-9]"))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_FIELD_CHARS else text[:MAX_FIELD_CHARS] + "..."
+
+
+def _seal(record: dict[str, Any]) -> tuple[bytes, str]:
+    body = json.dumps(record).encode()  # ASCII: control and other odd characters are escaped
+    digest = hashlib.sha256(body).hexdigest()
+    return body[:-1] + _HASH_KEY + digest.encode() + _END, digest
+
+
+def _check_line(line: bytes, where: str) -> dict[str, Any]:
+    body = line[:-_SUFFIX_BYTES] + b"}"
+    digest = hashlib.sha256(body).hexdigest().encode()
+    if line[-_SUFFIX_BYTES:] != _HASH_KEY + digest + _END:
+        raise DataLossError(f"{where}: this record was changed or cut")
+    record: dict[str, Any] = json.loads(line)
+    return record
+
+
+def _head_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.head")
+
+
+def _head_text(head: Head) -> bytes:
+    return f"{head.seq:020d} {head.hash}\n".encode()
+
+
+def _read_head(path: Path) -> Head:
+    try:
+        seq, digest = _head_path(path).read_text().split()
+        return Head(int(seq), digest)
+    except (FileNotFoundError, ValueError):
+        return Head()
+
+
+def _check_not_cut(path: Path, last: Head, saved: Head) -> None:
+    if last.seq < saved.seq or (last.seq == saved.seq and last != saved):
+        raise DataLossError(
+            f"{path}: ends with record {last.seq}, but record {saved.seq} was written",
+            hint=f"keep the evidence: move {path.name}* elsewhere, then start again",
+        )
+
+
+def _open_append(path: Path) -> int:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE)
+    fsync_dir(path.parent)
+    return handle
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return file.read()
+
+
+def _move_torn_tail_aside(path: Path) -> Path | None:
+    """Cut an unfinished last line (it was never acknowledged) off into a file of its own."""
+    if not path.exists() or (tail := _tail(path)).endswith(b"\n") or not tail:
+        return None
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    aside = path.with_name(f"{path.name}.torn-{time.time_ns()}")
+    write_atomic(aside, torn)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - len(torn))
+        os.fsync(file.fileno())
+    return aside
+
+
+def _last_record(path: Path) -> Head:
+    for file in [path, *reversed(_rotated(path))]:
+        if file.exists() and (tail := _tail(file)):
+            record = _check_line(tail[tail.rfind(b"\n", 0, -1) + 1 :], f"the end of {file}")
+            return Head(record["seq"], record["hash"])
+    return Head()

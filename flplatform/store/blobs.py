@@ -1,0 +1,350 @@
+"""Blobs in files: `<root>/ab/<64 hex digits>`, read-only once they have that name.
+
+What is being received lies in `<root>/incoming`, in a file named by transfer and digest: whatever
+is in there after a crash is the part of that blob to go on from, once it has been checked again.
+"""
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from io import FileIO
+from pathlib import Path
+
+from flplatform.core.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ModelFormatError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from flplatform.core.messages import ModelRef
+from flplatform.core.model import Manifest, check_digest
+from flplatform.files.digest import STEP_BYTES, Digest, digest_of_file
+from flplatform.files.durable import (
+    PRIVATE_FILE,
+    fsync_dir,
+    private_dir,
+    remove_temporaries,
+    temporary_beside,
+)
+from flplatform.files.modelfile import ModelCheck
+
+READ_ONLY = 0o444
+KEEP_PARTS_S = 7 * 86_400.0
+"""How long the part of an interrupted transfer is kept; older ones go at the next start."""
+
+
+class FileBlobStore:
+    """`ports.BlobStore` in a folder of its own. Thread-safe; the writers it returns are not.
+
+    Args:
+        root: the folder, made if missing; one process at a time works on it.
+        reserve_bytes: free space that receiving must leave on the disk, for everything else.
+    """
+
+    def __init__(self, root: Path, reserve_bytes: int = 0) -> None:
+        self._root = private_dir(root)
+        self._incoming = private_dir(root / "incoming")
+        self._reserve_bytes = reserve_bytes
+        self._lock = threading.Lock()
+        self._active: dict[str, _FileWriter] = {}
+        for number in range(256):
+            private_dir(root / f"{number:02x}")
+        fsync_dir(root)
+        remove_temporaries(root)
+        for part in self._incoming.iterdir():
+            if part.stat().st_mtime < time.time() - KEEP_PARTS_S:
+                part.unlink()
+
+    def has(self, digest: str) -> bool:
+        """Return whether the blob is here.
+
+        Raises:
+            ModelFormatError: `digest` is not one.
+        """
+        return self._file(digest).exists()
+
+    def path(self, digest: str) -> Path:
+        """Return the file of a blob.
+
+        Raises:
+            NotFoundError: no such blob.
+            ModelFormatError: `digest` is not one.
+        """
+        path = self._file(digest)
+        if not path.exists():
+            raise NotFoundError(f"there is no blob {digest}")
+        return path
+
+    def receive(
+        self, transfer_id: str, blob: ModelRef, manifest: Manifest | None = None
+    ) -> "_FileWriter":
+        """Start or resume receiving a blob; see `ports.BlobStore`.
+
+        Of a blob that is here already no byte is wanted again, but `manifest` is held against it.
+
+        Raises:
+            InvalidArgumentError: the size cannot be that of this blob.
+            ModelFormatError: the size is not that of `manifest`, or the blob that is here does
+                not fit it.
+            ResourceExhaustedError: the blob would not leave the reserve free.
+            FailedPreconditionError: the same transfer is being received right now.
+        """
+        check_digest(blob.digest)
+        if blob.size < 0:
+            raise InvalidArgumentError(f"{blob.size} is not a size in bytes", field="blob.size")
+        if manifest is not None and blob.size != manifest.file_bytes():
+            raise ModelFormatError(
+                f"is {blob.size} bytes, a model file of this job {manifest.file_bytes()}",
+                field="blob.size",
+                hint="return every tensor with the dtype and shape in which it was received",
+            )
+        if self.has(blob.digest):
+            return self._received_before(transfer_id, blob, manifest)
+        prefix = sha256(transfer_id.encode()).hexdigest()
+        part = self._incoming / f"{prefix}.{self._file(blob.digest).name}.part"
+        writer = _FileWriter(self, transfer_id, blob, manifest, part)
+        with self._lock:
+            if transfer_id in self._active:
+                raise FailedPreconditionError(
+                    f"transfer {transfer_id!r} is being received right now",
+                    hint="try again when the other connection has ended",
+                )
+            for other in self._incoming.glob(f"{prefix}.*.part"):
+                if other != part:
+                    other.unlink()
+            self._check_space(blob, part)
+            self._active[transfer_id] = writer
+        try:
+            with _explaining_full_disk():
+                writer.open()
+        except BaseException:
+            writer.suspend()
+            raise
+        return writer
+
+    def create(self, fill: Callable[[Path], None]) -> ModelRef:
+        """Make a blob from a file that `fill` writes at the path it is given.
+
+        The reserve is there for such writes: it is not held against them.
+
+        Raises:
+            ResourceExhaustedError: the disk is full; nothing is left behind.
+        """
+        temporary = temporary_beside(self._root / "blob")
+        try:
+            with _explaining_full_disk():
+                fill(temporary)
+                digest, size = digest_of_file(temporary)
+                with temporary.open("rb") as file:
+                    os.fchmod(file.fileno(), READ_ONLY)
+                    os.fsync(file.fileno())
+                self._publish(temporary, digest)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return ModelRef(digest, size)
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob, if it is here; mappings of it stay valid."""
+        self._file(digest).unlink(missing_ok=True)
+
+    def digests(self) -> list[str]:
+        """Return the digests of all blobs, sorted."""
+        names = (path.name for path in self._root.glob("[0-9a-f][0-9a-f]/*"))
+        return sorted(f"blake3:{name}" for name in names)
+
+    def _file(self, digest: str) -> Path:
+        name = check_digest(digest).partition(":")[2]
+        return self._root / name[:2] / name
+
+    def _received_before(
+        self, transfer_id: str, blob: ModelRef, manifest: Manifest | None
+    ) -> "_FileWriter":
+        path = self.path(blob.digest)
+        size = path.stat().st_size
+        if size != blob.size:
+            raise InvalidArgumentError(
+                f"is {blob.size}, but {blob.digest} has {size} bytes", field="blob.size"
+            )
+        if manifest is not None:
+            check = ModelCheck(manifest)
+            with path.open("rb", buffering=0) as file:
+                while chunk := file.read(STEP_BYTES):
+                    check.feed(chunk)
+        return _FileWriter(self, transfer_id, blob, manifest, None)
+
+    def _check_space(self, blob: ModelRef, part: Path) -> None:
+        promised = sum(writer.missing_bytes for writer in self._active.values())
+        missing = blob.size - (part.stat().st_size if part.exists() else 0)
+        free = shutil.disk_usage(self._root).free - promised - self._reserve_bytes
+        if missing > free:
+            raise ResourceExhaustedError(
+                f"{missing} bytes are to come, {max(free, 0)} are free beyond the reserve",
+                rule="reserve_bytes",
+                hint="free some disk space at the receiver",
+            )
+
+    def _publish(self, temporary: Path, digest: str) -> None:
+        """Give a whole and durable file its final name; it is the same if it has been there."""
+        path = self._file(digest)
+        os.replace(temporary, path)
+        fsync_dir(path.parent)
+
+    def _release(self, writer: "_FileWriter") -> None:
+        with self._lock:
+            if self._active.get(writer.transfer_id) is writer:
+                del self._active[writer.transfer_id]
+
+
+class _FileWriter:
+    """`ports.BlobWriter` on a part file, or on nothing for a blob that is here already.
+
+    It is over after `commit`, `suspend`, `discard` or any error: the first refused byte discards
+    what came, a full disk keeps it. `suspend` and `discard` may then still be called.
+    """
+
+    def __init__(
+        self,
+        store: FileBlobStore,
+        transfer_id: str,
+        blob: ModelRef,
+        manifest: Manifest | None,
+        part: Path | None,
+    ) -> None:
+        self.transfer_id = transfer_id
+        self._store = store
+        self._blob = blob
+        self._manifest = manifest
+        self._part = part
+        self._file: FileIO | None = None
+        self._offset = 0 if part is not None else blob.size
+        self._start_anew()
+
+    @property
+    def offset(self) -> int:
+        """Bytes received so far."""
+        return self._offset
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes still to come."""
+        return self._blob.size - self._offset
+
+    def open(self) -> None:
+        """Open the part file and check again what it holds; what is no good is dropped."""
+        assert self._part is not None
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        handle = os.open(self._part, flags, PRIVATE_FILE)
+        self._file = FileIO(handle, "r+b")
+        try:
+            while chunk := self._file.read(STEP_BYTES):
+                self._check(chunk)
+                self._count(chunk)
+        except InvalidArgumentError:
+            self._file.truncate(0)
+            self._file.seek(0)
+            self._offset = 0
+            self._start_anew()
+
+    def write(self, chunk: bytes) -> None:
+        """Add bytes in order; see `ports.BlobWriter`.
+
+        Raises:
+            InvalidArgumentError: more bytes than declared; what came is discarded.
+            ModelFormatError: the tensor header or a value is refused; what came is discarded.
+            ResourceExhaustedError: the disk is full; what came can be resumed.
+            FailedPreconditionError: the writer is over.
+        """
+        try:
+            self._check(chunk)
+            with _explaining_full_disk():
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[self._opened().write(rest) :]
+        except InvalidArgumentError:
+            self.discard()
+            raise
+        except BaseException:
+            self.suspend()
+            raise
+        self._count(chunk)
+
+    def commit(self) -> None:
+        """Check length and digest, fsync, and make the blob visible.
+
+        Raises:
+            InvalidArgumentError: length or digest differ from what was declared; discarded.
+            ResourceExhaustedError: the disk is full; discarded.
+            FailedPreconditionError: the writer is over, without the blob.
+        """
+        if self._part is None:
+            return
+        file = self._opened()
+        try:
+            if self._offset != self._blob.size:
+                raise InvalidArgumentError(
+                    f"{self._offset} of {self._blob.size} bytes arrived", field="blob.size"
+                )
+            if self._digest.text() != self._blob.digest:
+                raise InvalidArgumentError(
+                    f"the bytes have digest {self._digest.text()}, declared was "
+                    f"{self._blob.digest}",
+                    field="blob.digest",
+                )
+            with _explaining_full_disk():
+                os.fchmod(file.fileno(), READ_ONLY)
+                os.fsync(file.fileno())
+                self._store._publish(self._part, self._blob.digest)
+        finally:
+            self.discard()
+
+    def suspend(self) -> None:
+        """Keep what was received, so that the transfer can resume."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._store._release(self)
+
+    def discard(self) -> None:
+        """Forget what was received."""
+        if self._file is not None and self._part is not None:
+            self._part.unlink(missing_ok=True)
+        self.suspend()
+
+    def _opened(self) -> FileIO:
+        if self._file is None:
+            raise FailedPreconditionError("this transfer is over")
+        return self._file
+
+    def _start_anew(self) -> None:
+        self._digest = Digest()
+        self._model = ModelCheck(self._manifest) if self._manifest is not None else None
+
+    def _check(self, chunk: bytes) -> None:
+        if len(chunk) > self.missing_bytes:
+            raise InvalidArgumentError(
+                f"more than the declared {self._blob.size} bytes arrived", field="blob.size"
+            )
+        if self._model is not None:
+            self._model.feed(chunk)
+
+    def _count(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        self._offset += len(chunk)
+
+
+@contextmanager
+def _explaining_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhaustedError(
+                "the disk is full", rule="disk", hint="free some disk space at the receiver"
+            ) from error
+        raise

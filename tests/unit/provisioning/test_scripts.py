@@ -1,0 +1,281 @@
+"""start.sh and stop.sh with a stand-in for the interpreter."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TEMPLATES = Path(__file__).parents[3] / "provisioning" / "templates"
+STAND_IN = """#!/usr/bin/env bash
+[[ "$2" != -c ]] || exit 0
+echo "$$ $*" >>"$KIT_LOG"
+env >"$KIT_LOG.env"
+umask >>"$KIT_LOG.env"
+count=$(wc -l <"$KIT_LOG")
+trap 'echo term >>"$KIT_LOG.term"; exit 0' TERM
+{body}
+"""
+WAITING = "while :; do sleep 0.02; done"
+
+
+class Kit:
+    """A folder with the scripts and a program that does `body`."""
+
+    def __init__(self, folder: Path, body: str, kind: str = "client") -> None:
+        self.folder = folder / "kit of 'a' $HOME & \"b\""
+        for part in ("startup", "local"):
+            (self.folder / part).mkdir(parents=True)
+        for name in ("start.sh", "stop.sh"):
+            script = self.folder / "startup" / name
+            script.write_bytes((TEMPLATES / name).read_bytes())
+            script.chmod(0o700)
+        (self.folder / "startup" / f"fed_{kind}.json").touch()
+        self.python = folder / "stand in"
+        self.python.write_text(STAND_IN.format(body=body))
+        self.python.chmod(0o700)
+        self.log = folder / "log"
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "FLP_PYTHON": str(self.python),
+            "FLP_BACKOFF_MS": "1",
+            "KIT_LOG": str(self.log),
+        }
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [self.folder / "startup" / "start.sh", *words],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, process: "subprocess.Popen[str]") -> tuple[int, str]:
+        output, errors = process.communicate(timeout=20)
+        return process.returncode, output + errors
+
+    def stop(self, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [self.folder / "startup" / "stop.sh"],
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    def runs(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def await_runs(self, count: int) -> list[str]:
+        for _ in range(1000):
+            if len(runs := self.runs()) >= count:
+                return runs
+            time.sleep(0.01)
+        raise AssertionError(f"only {self.runs()}")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[Kit]:
+    kit = Kit(tmp_path, WAITING)
+    yield kit
+    for line in kit.runs():
+        pid = int(line.split()[0])
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["start.sh", "stop.sh", "fl_admin.sh"])
+def test_scripts_are_bash_and_strict(name: str) -> None:
+    text = (TEMPLATES / name).read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "set -euo pipefail\n" in text
+    assert "eval" not in text
+    subprocess.run(["bash", "-n", TEMPLATES / name], check=True)
+
+
+@pytest.mark.parametrize("kind", ["client", "server"])
+def test_it_runs_the_module_of_its_kind_with_the_kit(tmp_path: Path, kind: str) -> None:
+    kit = Kit(tmp_path, "exit 0", kind)
+    code, output = kit.finish(kit.start())
+    assert code == 0, output
+    (run,) = kit.runs()
+    assert run.split(" ", 1)[1] == f"-P -m flplatform.entrypoints.{kind} {kit.folder}"
+    environment = (tmp_path / "log.env").read_text().splitlines()
+    assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in environment
+    assert "OPENBLAS_NUM_THREADS=1" in environment
+    assert environment[-1] == "0077"
+
+
+def test_it_gives_up_after_five_quick_crashes(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "exit 3")
+    code, output = kit.finish(kit.start())
+    assert code == 1
+    assert len(kit.runs()) == 5
+    assert "starting again in 1 ms" in output
+    assert "starting again in 8 ms" in output
+    assert "gave up: 5 crashes, each within 60 s (last exit code 3)" in output
+
+
+def test_a_killed_program_counts_as_a_crash(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "kill -KILL $$")
+    code, output = kit.finish(kit.start())
+    assert (code, len(kit.runs())) == (1, 5)
+    assert "exit code 137" in output
+
+
+def test_crashes_after_a_good_while_do_not_add_up(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "((count < 9)) && exit 3; exit 0")
+    kit.environment["FLP_QUICK_S"] = "0"
+    code, output = kit.finish(kit.start())
+    assert (code, len(kit.runs())) == (0, 9), output
+    assert "in 2 ms" not in output
+
+
+def test_75_asks_for_a_restart_however_often(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "((count < 8)) && exit 75; exit 0")
+    code, output = kit.finish(kit.start())
+    assert (code, len(kit.runs())) == (0, 8), output
+
+
+def test_78_is_not_tried_again(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "echo 'the kit is refused' >&2; exit 78")
+    code, output = kit.finish(kit.start())
+    assert (code, len(kit.runs())) == (78, 1)
+    assert "the kit is refused" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on_and_the_end_awaited(waiting: Kit, number: int) -> None:
+    process = waiting.start()
+    (run,) = waiting.await_runs(1)
+    time.sleep(0.1)
+    process.send_signal(number)
+    code, output = waiting.finish(process)
+    assert code == 0, output
+    assert (waiting.log.parent / "log.term").read_text() == "term\n"
+    assert not alive(int(run.split()[0]))
+
+
+def test_a_signal_ends_the_back_off(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "exit 3")
+    kit.environment["FLP_BACKOFF_MS"] = "60000"
+    process = kit.start()
+    kit.await_runs(1)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    kit.finish(process)
+    assert time.monotonic() - started < 5
+    assert len(kit.runs()) == 1
+
+
+def test_only_one_instance(waiting: Kit) -> None:
+    process = waiting.start()
+    waiting.await_runs(1)
+    code, output = waiting.finish(waiting.start())
+    assert code == 1
+    assert f"already running: {process.pid}" in output
+    process.terminate()
+    waiting.finish(process)
+    assert len(waiting.runs()) == 1
+
+
+def test_stop_stops_and_then_says_so(waiting: Kit) -> None:
+    process = waiting.start()
+    waiting.await_runs(1)
+    time.sleep(0.1)
+    assert waiting.stop().stdout == "stopped\n"
+    assert waiting.finish(process)[0] == 0
+    assert waiting.stop().stdout == "not running\n"
+
+
+def test_an_orphaned_program_keeps_its_lock_and_can_be_stopped(waiting: Kit) -> None:
+    process = waiting.start()
+    (run,) = waiting.await_runs(1)
+    time.sleep(0.1)
+    process.kill()
+    process.wait()
+    code, output = waiting.finish(waiting.start())
+    assert (code, "already running" in output) == (1, True)
+    assert waiting.stop().stdout == "stopped\n"
+    assert not alive(int(run.split()[0]))
+    process.communicate()
+
+
+def test_stop_reports_what_does_not_end(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "trap '' TERM; for _ in {1..60}; do sleep 0.05; done")
+    process = kit.start()
+    kit.await_runs(1)
+    time.sleep(0.1)
+    result = kit.stop(FLP_STOP_S="1")
+    assert result.returncode == 1
+    assert "still running after 1 s" in result.stderr
+    kit.finish(process)
+
+
+def test_once_becomes_the_program(waiting: Kit) -> None:
+    process = waiting.start("--once")
+    (run,) = waiting.await_runs(1)
+    assert int(run.split()[0]) == process.pid
+    code, output = waiting.finish(waiting.start())
+    assert (code, "already running" in output) == (1, True)
+    assert waiting.stop().stdout == "stopped\n"
+    assert waiting.finish(process)[0] == 0
+
+
+def test_background_detaches(waiting: Kit) -> None:
+    code, output = waiting.finish(waiting.start("--background"))
+    assert code == 0
+    assert "started in the background" in output
+    waiting.await_runs(1)
+    assert (waiting.folder / "logs" / "console.log").exists()
+    assert waiting.stop().stdout == "stopped\n"
+
+
+def test_background_reports_an_early_end(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "echo 'the kit is refused' >&2; exit 78")
+    code, output = kit.finish(kit.start("--background"))
+    assert code == 1
+    assert "it stopped at once" in output
+    assert "the kit is refused" in output
+
+
+def test_the_interpreter_is_found_in_local_python(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "exit 0")
+    del kit.environment["FLP_PYTHON"]
+    (kit.folder / "local" / "python").write_text(f"{kit.python}\n")
+    assert kit.finish(kit.start())[0] == 0
+    assert len(kit.runs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [("/nowhere/python", "there is no interpreter"), ("/bin/false", "has no flplatform")],
+)
+def test_a_wrong_interpreter_is_named(tmp_path: Path, python: str, message: str) -> None:
+    kit = Kit(tmp_path, "exit 0")
+    kit.environment["FLP_PYTHON"] = python
+    code, output = kit.finish(kit.start())
+    assert code == 78
+    assert message in output
+
+
+def test_wrong_words_and_wrong_kits(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "exit 0")
+    assert kit.finish(kit.start("--daemon"))[0] == 2
+    (kit.folder / "startup" / "fed_client.json").unlink()
+    code, output = kit.finish(kit.start())
+    assert code == 78
+    assert "is not the kit of a server or a site" in output

@@ -1,0 +1,282 @@
+"""The blob store's files: layout, rights, crashes, full disks."""
+
+import errno
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flplatform.core.errors import ResourceExhaustedError
+from flplatform.core.messages import ModelRef
+from flplatform.core.model import Manifest
+from flplatform.files.digest import digest_of
+from flplatform.store import blobs
+from flplatform.store.blobs import FileBlobStore
+from tests.support.models import model_bytes, small_model
+
+DATA = os.urandom(50_000)
+REF = ModelRef(digest_of(DATA), len(DATA))
+NAME = REF.digest.removeprefix("blake3:")
+
+
+def part_of(root: Path, transfer_id: str, ref: ModelRef = REF) -> Path:
+    name = ref.digest.removeprefix("blake3:")
+    return root / "incoming" / f"{sha256(transfer_id.encode()).hexdigest()}.{name}.part"
+
+
+def files_in(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_layout_and_rights(tmp_path: Path) -> None:
+    root = tmp_path / "blobs"
+    store = FileBlobStore(root)
+    writer = store.receive("../t", REF)
+    writer.write(DATA[:10])
+    assert files_in(root) == [str(part_of(root, "../t").relative_to(root))]
+    assert stat.S_IMODE(part_of(root, "../t").stat().st_mode) == 0o600
+    writer.write(DATA[10:])
+    writer.commit()
+    created = store.create(lambda path: path.write_bytes(b"other") and None)
+    other = created.digest.removeprefix("blake3:")
+    assert files_in(root) == sorted([f"{NAME[:2]}/{NAME}", f"{other[:2]}/{other}"])
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    for digest in store.digests():
+        assert stat.S_IMODE(store.path(digest).stat().st_mode) == 0o444
+
+
+def test_a_start_clears_what_nobody_will_finish(tmp_path: Path) -> None:
+    store = FileBlobStore(tmp_path)
+    for transfer_id in ("old", "new"):
+        writer = store.receive(transfer_id, REF)
+        writer.write(DATA[:10])
+        writer.suspend()
+    week_ago = time.time() - blobs.KEEP_PARTS_S - 60
+    os.utime(part_of(tmp_path, "old"), (week_ago, week_ago))
+    (tmp_path / ".tmp-1234-blob").write_bytes(b"half")
+    FileBlobStore(tmp_path)
+    assert files_in(tmp_path) == [str(part_of(tmp_path, "new").relative_to(tmp_path))]
+
+
+def test_bytes_are_durable_before_they_are_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileBlobStore(tmp_path)
+    calls: list[str] = []
+
+    def fsync(handle: int) -> None:
+        is_dir = stat.S_ISDIR(os.fstat(handle).st_mode)
+        calls.append("fsync folder" if is_dir else "fsync file")
+        real_fsync(handle)
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append("rename")
+        real_replace(source, target)
+
+    real_fsync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    writer = store.receive("t", REF)
+    writer.write(DATA)
+    assert calls == []
+    writer.commit()
+    assert calls == ["fsync file", "rename", "fsync folder"]
+    calls.clear()
+    store.create(lambda path: path.write_bytes(b"x") and None)
+    assert calls == ["fsync file", "rename", "fsync folder"]
+
+
+def test_a_failed_fsync_is_an_error_and_no_blob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_handle: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    store = FileBlobStore(tmp_path)
+    writer = store.receive("t", REF)
+    writer.write(DATA)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="broken"):
+        writer.commit()
+    with pytest.raises(OSError, match="broken"):
+        store.create(lambda path: path.write_bytes(DATA) and None)
+    assert files_in(tmp_path) == []
+
+
+def test_after_a_crash_what_is_no_good_is_not_resumed(tmp_path: Path) -> None:
+    arrays = small_model()
+    data = model_bytes(arrays, tmp_path)
+    ref, manifest = ModelRef(digest_of(data), len(data)), Manifest.of(arrays)
+    store = FileBlobStore(tmp_path / "blobs")
+    part = part_of(tmp_path / "blobs", "t", ref)
+    bad_value = bytearray(data)
+    bad_value[-16:-8] = np.array(np.nan, "<f8").tobytes()
+    for left in (bytes(100), bytes(bad_value), data + b"more"):
+        part.write_bytes(left)
+        writer = store.receive("t", ref, manifest)
+        assert writer.offset == 0
+        assert part.stat().st_size == 0
+        writer.suspend()
+    part.write_bytes(data[:-3])  # cut inside the last value
+    writer = store.receive("t", ref, manifest)
+    assert writer.offset == len(data) - 3
+    writer.write(data[-3:])
+    writer.commit()
+    assert store.path(ref.digest).read_bytes() == data
+
+
+RECEIVER = """
+import sys
+from pathlib import Path
+from flplatform.core.messages import ModelRef
+from flplatform.store.blobs import FileBlobStore
+
+data = Path(sys.argv[2]).read_bytes()
+writer = FileBlobStore(Path(sys.argv[1])).receive("t", ModelRef(sys.argv[3], len(data)))
+print(writer.offset, flush=True)
+for start in range(writer.offset, len(data), 1000):
+    writer.write(data[start:start + 1000])
+    print(writer.offset, flush=True)
+writer.commit()
+print("done", flush=True)
+"""
+
+
+def test_kill_9_loses_no_byte_that_was_counted(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    data = os.urandom(20_000_000)
+    source.write_bytes(data)
+    root, digest = tmp_path / "blobs", digest_of(data)
+    command = [sys.executable, "-c", RECEIVER, str(root), str(source), digest]
+    reached, killed = 0, 0
+    while True:
+        receiver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert receiver.stdout is not None
+        assert int(receiver.stdout.readline()) >= reached
+        for _ in range(1000 * (killed + 1)):
+            line = receiver.stdout.readline()
+            if line == "done\n":
+                break
+            reached = int(line)
+        receiver.send_signal(signal.SIGKILL)
+        rest = [line for line in receiver.stdout.read().splitlines(keepends=True) if "\n" in line]
+        receiver.stdout.close()
+        receiver.wait()
+        if "done\n" in (line, *rest):
+            break
+        killed += 1
+        if rest:
+            reached = int(rest[-1])
+    assert killed >= 2
+    assert FileBlobStore(root).path(digest).read_bytes() == data
+
+
+def test_running_transfers_count_against_the_free_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=130_000))
+    store = FileBlobStore(tmp_path, reserve_bytes=50_000)
+    first = store.receive("first", REF)
+    with pytest.raises(ResourceExhaustedError, match="50000 bytes are to come, 30000 are free"):
+        store.receive("second", REF)
+    first.write(DATA[:20_000])  # here the disk's own count would fall
+    store.receive("second", REF).discard()
+    first.discard()
+
+
+def test_a_full_disk_keeps_what_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileBlobStore(tmp_path)
+    writer = store.receive("t", REF)
+    writer.write(DATA[:1000])
+    monkeypatch.setattr(writer, "_file", FullDisk(writer._file))
+    with pytest.raises(ResourceExhaustedError, match="disk is full"):
+        writer.write(DATA[1000:])
+    writer = store.receive("t", REF)
+    assert 1000 <= writer.offset < len(DATA)
+    writer.write(DATA[writer.offset :])
+    writer.commit()
+    assert store.path(REF.digest).read_bytes() == DATA
+
+
+class FullDisk:
+    """A file that takes 100 bytes more."""
+
+    def __init__(self, file: object) -> None:
+        self._file = file
+        self._left = 100
+
+    def write(self, data: memoryview) -> int:
+        if not self._left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count, self._left = self._left, 0
+        return self._file.write(data[:count])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_create_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    def fill(path: Path) -> None:
+        path.write_bytes(DATA)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = FileBlobStore(tmp_path)
+    with pytest.raises(ResourceExhaustedError, match="disk is full"):
+        store.create(fill)
+    assert files_in(tmp_path) == []
+
+
+FILLER = """
+import os, sys
+from pathlib import Path
+from flplatform.core.errors import ResourceExhaustedError
+from flplatform.core.messages import ModelRef
+from flplatform.files.digest import digest_of
+from flplatform.store.blobs import FileBlobStore
+
+folder = Path(sys.argv[1])
+store = FileBlobStore(folder / "blobs")
+data = os.urandom(2_500_000)
+ref = ModelRef(digest_of(data), len(data))
+writer = store.receive("t", ref)
+ballast = folder / "ballast"
+ballast.write_bytes(bytes(2_000_000))
+try:
+    for start in range(0, len(data), 100_000):
+        writer.write(data[start : start + 100_000])
+    sys.exit("it fitted")
+except ResourceExhaustedError:
+    pass
+try:
+    store.create(lambda path: path.write_bytes(data) and None)
+    sys.exit("it fitted")
+except ResourceExhaustedError:
+    pass
+assert not list((folder / "blobs").glob(".tmp-*"))
+ballast.unlink()
+writer = store.receive("t", ref)
+print(writer.offset)
+for start in range(writer.offset, len(data), 100_000):
+    writer.write(data[start : start + 100_000])
+writer.commit()
+assert store.path(ref.digest).read_bytes() == data
+"""
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    mount = 'mount -t tmpfs -o size=4m none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-Urm", "sh", "-c", mount, "sh", tmp_path, sys.executable, FILLER]
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"]).returncode:
+        pytest.skip("no user namespaces here: a small file system cannot be mounted")
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) > 1_000_000

@@ -39,7 +39,7 @@ def demo() -> int:
         if code := up(quiet=True):
             return code
         say("submitting the heart-disease job, signed by its author")
-        code = admin("submit_job heart --min 4 --wait", "show_metrics", "cross_val", "sys_info all")
+        code = admin("submit_job workspaces/heart --wait", "show_metrics", "cross_val", "sys_info all")
     finally:
         down()
     say(f"done in {time.monotonic() - begun:.0f} s; `make up` keeps one running to play with")
@@ -68,14 +68,11 @@ def up(quiet: bool = False) -> int:
     for name in (*SITES, ADMIN):
         port = ready["admin_port" if name == ADMIN else "fl_port"]
         (KITS / name / "local" / "overrides.yml").write_text(f'servers: ["localhost:{port}"]\n')
-    transfer = KITS / ADMIN / "transfer"
-    for job in ("heart", "heart_loop", "heart_torch", "heart_tensorflow", "hello"):
-        shutil.copytree(HERE / job, transfer / job, ignore=shutil.ignore_patterns("data", "__*"))
     start(SITES)
     if not quiet:
         passphrase = OUT / "heart" / "secrets" / f"{ADMIN}.txt"
         say(f"running; `make console` opens the console (passphrase in {passphrase})")
-        say("try there: submit_job heart, check_status all, cross_val; `make down` stops it")
+        say("try there: submit_job workspaces/heart, check_status all, cross_val; `make down` stops it")
     return 0
 
 
@@ -94,12 +91,13 @@ def start(names: Sequence[str]) -> None:
 def admin(*lines: str) -> int:
     """Run console commands, and return the console's exit status."""
     commands = [part for line in lines for part in ("-c", line)]
-    return subprocess.run(console_command(*commands, "--yes"), check=False).returncode
+    command = console_command(*commands, "--yes")
+    return subprocess.run(command, check=False, cwd=HERE.parent).returncode
 
 
 def console() -> int:
     """Open the console."""
-    return subprocess.run(console_command(), check=False).returncode
+    return subprocess.run(console_command(), check=False, cwd=HERE.parent).returncode
 
 
 def console_command(*options: str) -> list[str]:

@@ -156,7 +156,7 @@ class Federation:
             ended = process and self.processes[process].poll() is not None
             if ended or time.monotonic() > until:
                 raise TimeoutError(f"waited for {what}\n{self.output(process or 'server')}")
-            time.sleep(0.02)
+            time.sleep(0.005)
 
     def output(self, name: str, lines: int = 40) -> str:
         """Return the end of what a participant printed."""
@@ -201,7 +201,12 @@ class Federation:
         for line in lines:
             command += ["-c", line]
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=300, cwd=HERE.parent
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            cwd=self.kit(admin) / "transfer",
         )
 
     def ask(self, line: str, admin: str = ADMIN) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.site_runs import SiteRuns
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
+from flplatform.core.config import Isolation
 from flplatform.core.errors import FLError, UnavailableError
 from flplatform.core.messages import ModelRef
 from flplatform.files.durable import private_dir
@@ -46,7 +47,7 @@ class SiteClient:
         level = available_level()
         log.info("isolation of job code: %s (%s)", level.name, level.reason)
         self._kit = kit
-        self._isolation = level.name
+        self._isolation: Isolation = level.name
         self._trust = kit.trust
         self._audit = AuditLog(folder / "audit.jsonl", kit.identity.name)
         self._metrics: asyncio.Queue[bytes] = asyncio.Queue(METRICS_WAITING)

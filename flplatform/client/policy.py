@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flplatform.core.config import Environment
+from flplatform.core.config import Environment, Isolation
 from flplatform.core.errors import PermissionDeniedError
 from flplatform.security.authz import (
     Permission,
@@ -39,7 +39,7 @@ class Plan:
 
     data: Mapping[str, Path]
     environment: Environment
-    isolation: str
+    isolation: Isolation
 
 
 class Policy:
@@ -50,7 +50,7 @@ class Policy:
         isolation: the best isolation level of this host, `sandbox` or `none`.
     """
 
-    def __init__(self, kit: Kit, isolation: str) -> None:
+    def __init__(self, kit: Kit, isolation: Isolation) -> None:
         self._kit = kit
         self._isolation = isolation
 

@@ -16,7 +16,7 @@ from flplatform.client.policy import Plan, Policy
 from flplatform.client.requests import StartBody
 from flplatform.core.errors import FLError, InvalidArgumentError, PermissionDeniedError
 from flplatform.core.job import CODE_FOLDER
-from flplatform.core.messages import ModelRef, Task
+from flplatform.core.messages import ModelRef, Task, TaskFailure
 from flplatform.core.strict import Strict, parse_json
 from flplatform.files.durable import fsync_dir, private_dir, remove_temporaries, write_atomic
 from flplatform.security.identity import Identity, TrustStore
@@ -91,7 +91,7 @@ class SiteRun:
         if phase != self._phase[0]:
             self._phase = (phase, time.monotonic())
 
-    async def execute(self, task: Task, model: Path | None, work: Path) -> Outcome:
+    async def execute(self, task: Task, model: Path | None, work: Path) -> Outcome | TaskFailure:
         """Have the run process do a task; start it again if it crashes.
 
         Raises:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from flplatform.algorithms.filters import FILTERS
-from flplatform.client.executors import Failure, Outcome, RunProcessCrashed
+from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.site_runs import SiteRun, SiteRuns
 from flplatform.client.spool import Spool, SpooledResult
@@ -56,6 +56,7 @@ class TaskLoop:
         self._policy = policy
         self._work = private_dir(work)
         self._workers: dict[str, asyncio.Task[None]] = {}
+        self._answering: set[str] = set()
         self._withdrawn: set[str] = set()
         self._fetching: dict[str, asyncio.Lock] = {}
 
@@ -98,8 +99,8 @@ class TaskLoop:
             await self._end(ended.run, ended.status)
         offered = {task.id: task for task in reply.tasks}
         for task_id in set(self._workers) - set(offered):
-            if self._spool.get(TaskId.parse(task_id)):
-                self._withdrawn.add(task_id)  # still submitted: the answer settles the state
+            if task_id in self._answering:
+                self._withdrawn.add(task_id)  # the server's answer settles the state
             else:
                 log.info("task %s is withdrawn", task_id)
                 self._workers[task_id].cancel()
@@ -131,7 +132,12 @@ class TaskLoop:
 
         task = asyncio.create_task(worker(), name=f"task {key}")
         self._workers[key] = task
-        task.add_done_callback(lambda _: self._workers.pop(key, None))
+
+        def done(_: asyncio.Task[None]) -> None:
+            del self._workers[key]
+            self._answering.discard(key)
+
+        task.add_done_callback(done)
 
     # ---- one task ----
 
@@ -149,17 +155,19 @@ class TaskLoop:
         try:
             outcome = await self._produce(run, task)
         except RunProcessCrashed as error:
-            outcome = Failure(f"the run process crashed: {error}", error.log_tail)
+            outcome = TaskFailure(str(error), error.log_tail)
+        except JobCodeError as error:
+            outcome = TaskFailure(str(error), error.traceback)
         except (FLError, OSError) as error:
-            outcome = Failure(str(error), "")
+            outcome = TaskFailure(str(error))
         finally:
             run.enter("idle")
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, TaskFailure):
             log.warning("task %s failed: %s", task_id, outcome.error)
-            return await self._fail(task_id, TaskFailure(outcome.error, outcome.traceback))
+            return await self._fail(task_id, outcome)
         return await self._submit(outcome)
 
-    async def _produce(self, run: SiteRun, task: Task) -> "SpooledResult | Failure":
+    async def _produce(self, run: SiteRun, task: Task) -> SpooledResult | TaskFailure:
         model = None
         if task.model:
             run.enter("downloading")
@@ -167,7 +175,7 @@ class TaskLoop:
         work = self._work / str(task.id).replace("/", "-")
         try:
             outcome = await run.execute(task, model, work)
-            if isinstance(outcome, Failure):
+            if isinstance(outcome, TaskFailure):
                 return outcome
             return await asyncio.to_thread(self._spool_result, task, outcome, model, work)
         finally:
@@ -214,6 +222,7 @@ class TaskLoop:
 
     async def _submit(self, entry: SpooledResult) -> None:
         """Send a spooled result until the server has settled it."""
+        self._answering.add(str(entry.task_id))
         run = self._runs.get(entry.task_id.run)
         if run:
             run.enter("uploading")
@@ -264,6 +273,7 @@ class TaskLoop:
             raise
 
     async def _fail(self, task_id: TaskId, failure: TaskFailure) -> None:
+        self._answering.add(str(task_id))
         request = pb.SubmitResultRequest(
             task_id=str(task_id),
             failure=pb.TaskFailure(error=failure.error, traceback=failure.traceback),

@@ -24,7 +24,10 @@ from flplatform.core.errors import (
 )
 
 ERROR_KEY = "flp-error-bin"
-MAX_DETAIL_CHARS = 2000
+MAX_DETAIL_CHARS = 1000
+MAX_BYTES = {"code": 60, "message": 4000, "field": 400, "hint": 1000, "rule": 400}
+"""What each part of an error may take: all of it must fit into 16 KiB of metadata, base64 and
+the details included, or gRPC puts an error of its own in its place."""
 
 _STATUS: dict[type[FLError], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -52,26 +55,37 @@ _BY_STATUS[grpc.StatusCode.UNIMPLEMENTED] = FailedPreconditionError
 
 def status_of(error: FLError) -> grpc.StatusCode:
     """Return the status that carries `error`."""
-    return _STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+    known = (_STATUS[cls] for cls in type(error).__mro__ if cls in _STATUS)
+    return next(known, grpc.StatusCode.INTERNAL)
 
 
 def error_metadata(error: FLError) -> tuple[tuple[str, bytes], ...]:
     """Return trailing metadata from which the other side rebuilds `error`."""
-    fields = {
-        "code": error.code,
-        "message": error.message[:MAX_DETAIL_CHARS],
-        "field": error.field[:200],
-        "hint": error.hint[:500],
-        "rule": error.rule[:200],
-    }
-    return ((ERROR_KEY, json.dumps(fields).encode()),)
+    fields = {name: _cut(str(getattr(error, name)), most) for name, most in MAX_BYTES.items()}
+    return ((ERROR_KEY, _encode(fields)),)
+
+
+def _encode(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    """Shorten `text` until it takes at most so many bytes as JSON."""
+    while len(_encode(text)) > most_bytes:
+        text = text[: len(text) * 3 // 4]
+    return text
 
 
 async def abort(context: "aio.ServicerContext[Any, Any]", error: FLError) -> None:
     """End the call with `error`; never returns."""
-    # Control characters would break the header; the whole text travels in the metadata.
-    details = str(error)[:MAX_DETAIL_CHARS].encode("ascii", "backslashreplace").decode()
+    # For tools that show only the details; the text itself travels in the metadata.
+    details = str(error).encode("ascii", "backslashreplace")[:MAX_DETAIL_CHARS].decode()
     await context.abort(status_of(error), details, error_metadata(error))
+
+
+def has_error(error: aio.AioRpcError) -> bool:
+    """Return whether the other side raised an error, and not gRPC itself."""
+    return any(key == ERROR_KEY for key, _ in error.trailing_metadata() or ())
 
 
 def from_rpc(error: grpc.RpcError) -> FLError:

@@ -2,16 +2,19 @@
 
 In this order: certificate → identity → expiry and revocation → token bound to the certificate →
 permission → errors. A method without a declared rule is refused, and identity never comes from a
-message.
+message. On a stream the certificate is looked at again with every message.
 """
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -104,14 +107,17 @@ class Guard(aio.ServerInterceptor):
         if handler.request_streaming and handler.response_streaming:
             raise InternalError(f"{method}: bidirectional streams are not used here")
         if handler.response_streaming:
+            writes = inspect.iscoroutinefunction(handler.unary_stream)  # by context.write
             return grpc.unary_stream_rpc_method_handler(
-                self._streaming(method, admit, handler.unary_stream),
+                self._single(method, admit, handler.unary_stream)
+                if writes
+                else self._streaming(method, admit, handler.unary_stream),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                self._single(method, admit, handler.stream_unary),
+                self._single(method, admit, handler.stream_unary, streaming=True),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
@@ -132,10 +138,7 @@ class Guard(aio.ServerInterceptor):
             peer = str(context.peer())
             name = ""
             try:
-                certificates = list(context.auth_context().get("x509_pem_cert", ()))
-                if len(certificates) != 1:
-                    raise UnauthenticatedError("no client certificate")
-                identity = self._identify(bytes(certificates[0]))
+                identity = self._identify(_certificate(context))
                 name = identity.name
                 if rule is None:
                     raise PermissionDeniedError(
@@ -169,12 +172,26 @@ class Guard(aio.ServerInterceptor):
         if not self._calls[key]:
             del self._calls[key]
 
+    def _recheck(self, method: str, presented: Caller, context: Any) -> None:
+        """End a running stream whose certificate was revoked or has expired since it began."""
+        try:
+            self._identify(_certificate(context))
+        except FLError as error:
+            self._refused(method, presented.identity.name, presented.peer, error)
+            raise
+
     def _single(
-        self, method: str, admit: Callable[[Any], Caller], behaviour: Callable[..., Awaitable[Any]]
+        self,
+        method: str,
+        admit: Callable[[Any], Caller],
+        behaviour: Callable[..., Awaitable[Any]],
+        streaming: bool = False,
     ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: Any) -> Any:
             try:
                 presented = admit(context)
+                if streaming:
+                    request = _Checked(request, partial(self._recheck, method, presented, context))
                 self._enter(presented)
                 try:
                     return await behaviour(request, context)
@@ -191,15 +208,17 @@ class Guard(aio.ServerInterceptor):
         self,
         method: str,
         admit: Callable[[Any], Caller],
-        behaviour: Callable[..., AsyncIterator[Any]],
+        behaviour: Callable[..., AsyncGenerator[Any, None]],
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 presented = admit(context)
                 self._enter(presented)
                 try:
-                    async for item in behaviour(request, context):
-                        yield item
+                    async with aclosing(behaviour(request, context)) as items:
+                        async for item in items:
+                            self._recheck(method, presented, context)
+                            yield item
                 finally:
                     self._leave(presented)
             except (asyncio.CancelledError, aio.AbortError, GeneratorExit):
@@ -208,6 +227,29 @@ class Guard(aio.ServerInterceptor):
                 await abort(context, _public(method, error))
 
         return call
+
+
+class _Checked:
+    """A request stream that runs a check for each message before it is taken."""
+
+    def __init__(self, messages: AsyncIterator[Any], check: Callable[[], None]) -> None:
+        self._messages = messages
+        self._check = check
+
+    def __aiter__(self) -> "_Checked":
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await anext(self._messages)
+        self._check()
+        return message
+
+
+def _certificate(context: Any) -> bytes:
+    certificates = list(context.auth_context().get("x509_pem_cert", ()))
+    if len(certificates) != 1:
+        raise UnauthenticatedError("no client certificate")
+    return bytes(certificates[0])
 
 
 def _public(method: str, error: Exception) -> FLError:

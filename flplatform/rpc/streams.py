@@ -6,12 +6,13 @@ worker threads; the next chunk is on its way while the last one is being written
 """
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -20,7 +21,6 @@ from grpc import aio
 from flplatform.core.errors import (
     DataLossError,
     DeadlineExceededError,
-    FLError,
     InvalidArgumentError,
     UnavailableError,
 )
@@ -28,14 +28,19 @@ from flplatform.core.messages import ModelRef
 from flplatform.core.model import MAX_MODEL_BYTES, Manifest, check_digest
 from flplatform.core.ports import BlobStore, BlobWriter
 from flplatform.rpc.channel import CHUNK_BYTES, TOKEN_KEY
-from flplatform.rpc.errors import from_rpc
+from flplatform.rpc.errors import from_rpc, has_error
 from flplatform.rpc.interceptors import Caller, caller
 from flplatform.rpc.v1 import federated_pb2 as pb
 
 UPLOAD = "/flplatform.v1.Blobs/Upload"
 DOWNLOAD = "/flplatform.v1.Blobs/Download"
+OFFSET_KEY = "flp-offset"
+"""Key of an upload's initial metadata: how many bytes the server has already."""
+
 STALL_S = 60.0
 """A stream that brings nothing for so long is ended; what came stays and can be resumed."""
+
+T = TypeVar("T")
 
 Admit = Callable[[Caller, str, ModelRef], Manifest | None]
 """(caller, transfer id, blob) → the tensors it must hold, or None; raises to refuse."""
@@ -52,7 +57,7 @@ class Slots:
         self._all = asyncio.Semaphore(in_all)
         self._callers: dict[str, asyncio.Semaphore] = {}
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def take(self, name: str) -> AsyncIterator[None]:
         """Hold one slot of `name` and one of all."""
         mine = self._callers.setdefault(name, asyncio.Semaphore(self._per_caller))
@@ -61,16 +66,32 @@ class Slots:
 
 
 class BlobService:
-    """Server side of both streams, on one port."""
+    """Server side of both streams, on one port.
+
+    Args:
+        blobs: where blobs are.
+        admit: decides about an upload.
+        release: decides about a download.
+        slots: bound the transfers at work.
+        workers: threads for file I/O and digests.
+        committed: told of each upload that is whole and, if it had to be, a model as admitted.
+    """
 
     def __init__(
-        self, blobs: BlobStore, admit: Admit, release: Release, slots: Slots, workers: Executor
+        self,
+        blobs: BlobStore,
+        admit: Admit,
+        release: Release,
+        slots: Slots,
+        workers: Executor,
+        committed: Callable[[Caller, str, ModelRef], None] = lambda *_: None,
     ) -> None:
         self._blobs = blobs
         self._admit = admit
         self._release = release
         self._slots = slots
         self._workers = workers
+        self._committed = committed
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handler to add to an aio server: bytes in, bytes out, no protobuf between."""
@@ -82,68 +103,81 @@ class BlobService:
             },
         )
 
-    def _start(self, function: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
-        return asyncio.wrap_future(self._workers.submit(function, *args))
+    async def _open(
+        self, close: Callable[[T], object], function: Callable[..., T], *args: Any
+    ) -> T:
+        """Open something in a worker; if the caller is gone by then, close it again."""
+        opening = self._workers.submit(function, *args)
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(partial(_close_opened, close))
+            raise
 
-    async def upload(self, stream: AsyncIterator[bytes], _context: Any) -> bytes:
-        """Receive one blob; answer that it is whole, or from where to go on."""
+    async def upload(self, stream: AsyncIterator[bytes], context: Any) -> bytes:
+        """Receive one blob; tell at once from where on, and at the end whether it is whole."""
         header = _parse(pb.UploadHeader, await _next(stream))
         blob = _blob(header.blob)
         if not 0 < len(header.transfer_id) <= 300:
             raise InvalidArgumentError("must have 1 to 300 characters", field="transfer_id")
         manifest = self._admit(caller(), header.transfer_id, blob)
         async with self._slots.take(caller().identity.name):
-            writer: BlobWriter = await self._start(
-                self._blobs.receive, header.transfer_id, blob, manifest
+            writer: BlobWriter = await self._open(
+                lambda writer: writer.suspend(),
+                self._blobs.receive,
+                header.transfer_id,
+                blob,
+                manifest,
             )
-            if header.offset != writer.offset:
-                await self._start(writer.suspend)
-                return _reply(False, writer.offset)
-            return await self._receive(stream, blob, writer)
+            committed = await self._receive(stream, context, blob, writer)
+        if committed:
+            self._committed(caller(), header.transfer_id, blob)
+        return pb.UploadReply(committed=committed).SerializeToString()
 
     async def _receive(
-        self, stream: AsyncIterator[bytes], blob: ModelRef, writer: BlobWriter
-    ) -> bytes:
+        self, stream: AsyncIterator[bytes], context: Any, blob: ModelRef, writer: BlobWriter
+    ) -> bool:
+        """Feed a writer from a stream; return whether the blob is whole."""
         received = writer.offset
-        writing: Future[None] | None = None
+        work: Future[None] | None = None
         try:
+            await context.send_initial_metadata(((OFFSET_KEY, str(received)),))
             while received < blob.size:
                 chunk = await _next(stream, optional=True)
-                if writing is not None:
-                    await asyncio.wrap_future(writing)
-                    writing = None
+                if work is not None:
+                    await asyncio.wrap_future(work)
                 if chunk is None:
                     break
                 received += len(chunk)
-                writing = self._workers.submit(writer.write, chunk)
-            if writing is not None:
-                await asyncio.wrap_future(writing)
+                work = self._workers.submit(writer.write, chunk)
+            if work is not None:
+                await asyncio.wrap_future(work)
             commit = await _next(stream, optional=True)
-            if commit is None:  # the sender died: what came can be resumed
-                await self._start(writer.suspend)
-                return _reply(False, received)
-            if _blob(_parse(pb.UploadCommit, commit).blob) != blob:
+            if commit is not None and _blob(_parse(pb.UploadCommit, commit).blob) != blob:
                 raise InvalidArgumentError("the commit names another blob", field="blob")
-            await self._start(writer.commit)
+            # If the sender died there is no commit: what came can be resumed.
+            whole = commit is not None
+            work = self._workers.submit(writer.commit if whole else writer.suspend)
+            await asyncio.wrap_future(work)
         except BaseException as error:
-            refused = isinstance(error, FLError) and not isinstance(error, DeadlineExceededError)
+            refused = isinstance(error, InvalidArgumentError)
             finish = writer.discard if refused else writer.suspend
-            # The writer belongs to one thread at a time: after the write in flight, not beside it.
-            if writing is None or writing.done():
+            # The writer belongs to one thread at a time: after the work in flight, not beside it.
+            if work is None or work.done():
                 self._workers.submit(finish)
             else:
-                writing.add_done_callback(lambda _: finish())
+                work.add_done_callback(lambda _: finish())
             raise
-        return _reply(True, blob.size)
+        return whole
 
-    async def download(self, request: bytes, _context: Any) -> AsyncIterator[bytes]:
+    async def download(self, request: bytes, _context: Any) -> AsyncGenerator[bytes, None]:
         """Send one blob from an offset on."""
         wanted = _parse(pb.DownloadRequest, request)
         check_digest(wanted.digest)
         self._release(caller(), wanted.digest)
         path = self._blobs.path(wanted.digest)
         async with self._slots.take(caller().identity.name):
-            handle: int = await self._start(os.open, path, os.O_RDONLY)
+            handle = await self._open(os.close, os.open, path, os.O_RDONLY)
             ahead: Future[bytes] | None = None
             try:
                 size = os.fstat(handle).st_size
@@ -155,6 +189,8 @@ class BlobService:
                 ahead = self._workers.submit(os.pread, handle, CHUNK_BYTES, offset)
                 while offset < size:
                     chunk = await asyncio.wrap_future(ahead)
+                    if not chunk:
+                        raise DataLossError(f"{wanted.digest} ends at byte {offset} of {size}")
                     offset += len(chunk)
                     ahead = self._workers.submit(os.pread, handle, CHUNK_BYTES, offset)
                     yield chunk
@@ -165,8 +201,9 @@ class BlobService:
                     ahead.add_done_callback(lambda _: os.close(handle))
 
 
-def _reply(committed: bool, offset: int) -> bytes:
-    return pb.UploadReply(committed=committed, offset=offset).SerializeToString()
+def _close_opened(close: Callable[[T], object], opening: "Future[T]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        close(opening.result())
 
 
 async def _next(stream: AsyncIterator[bytes], optional: bool = False) -> bytes | None:
@@ -217,53 +254,67 @@ async def send_blob(
     Raises:
         FLError: the server refused, or the connection broke (UnavailableError: try again).
     """
-    offset = -1
-    following = 0
-    while following > offset:
-        offset = following
-        try:
-            reply = await _send_from(channel, path, blob, transfer_id, offset, token, progress)
-        except aio.AioRpcError as error:
-            raise from_rpc(error) from None
-        if reply.committed:
-            return
-        following = reply.offset
-        if following == offset:
-            break
-    raise UnavailableError(f"the upload stopped at byte {following} of {blob.size}")
-
-
-async def _send_from(
-    channel: aio.Channel,
-    path: Path,
-    blob: ModelRef,
-    transfer_id: str,
-    offset: int,
-    token: str,
-    progress: Callable[[int], None],
-) -> pb.UploadReply:
     named = pb.Blob(digest=blob.digest, size=blob.size)
-    header = pb.UploadHeader(transfer_id=transfer_id, blob=named, offset=offset)
     call: Any = channel.stream_unary(UPLOAD)(metadata=((TOKEN_KEY, token),))
+    answers: list[aio.AioRpcError] = []
+    call.add_done_callback(lambda call: answers.append(_status_now(call)))
     handle = os.open(path, os.O_RDONLY)
     try:
-        try:
+        with contextlib.suppress(asyncio.InvalidStateError, aio.AioRpcError):  # the reply says why
+            header = pb.UploadHeader(transfer_id=transfer_id, blob=named)
             await call.write(header.SerializeToString())
-            while offset < blob.size:
-                chunk = await asyncio.to_thread(os.pread, handle, CHUNK_BYTES, offset)
-                if not chunk:
-                    raise DataLossError(f"{path} ends at byte {offset} of {blob.size}")
-                await call.write(chunk)
-                offset += len(chunk)
-                progress(offset)
-            await call.write(pb.UploadCommit(blob=named).SerializeToString())
-            await call.done_writing()
-        except asyncio.InvalidStateError:
-            pass  # the server has answered already: the reply says why
-        return pb.UploadReply.FromString(await call)
+            told = dict(await call.initial_metadata() or ())
+            if OFFSET_KEY in told:
+                await _send_from(call, handle, _offset(told, blob.size), blob.size, progress)
+                await call.write(pb.UploadCommit(blob=named).SerializeToString())
+                await call.done_writing()
+        reply = pb.UploadReply.FromString(await call)
+    except aio.AioRpcError as error:
+        # A write that fails puts a status of its own over the one that the server has sent.
+        raise from_rpc(next((each for each in answers if has_error(each)), error)) from None
     finally:
         call.cancel()
         os.close(handle)
+    if not reply.committed:
+        raise UnavailableError("the upload was cut before its end")
+
+
+def _offset(told: Mapping[str, Any], size: int) -> int:
+    offset = str(told[OFFSET_KEY])
+    if not (offset.isdecimal() and len(offset) < 20 and int(offset) <= size):
+        raise UnavailableError(f"the server says that it has {offset[:50]!r} of {size} bytes")
+    return int(offset)
+
+
+async def _send_from(
+    call: Any, handle: int, offset: int, size: int, progress: Callable[[int], None]
+) -> None:
+    while offset < size:
+        chunk = await asyncio.to_thread(os.pread, handle, CHUNK_BYTES, offset)
+        if not chunk:
+            raise DataLossError(f"the file ends at byte {offset} of {size}")
+        await call.write(chunk)
+        offset += len(chunk)
+        progress(offset)
+
+
+def _status_now(call: Any) -> aio.AioRpcError:
+    """Return how a call has ended, as known at this moment: nothing here has to wait."""
+
+    def known(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            coroutine.send(None)
+        except StopIteration as ready:
+            return ready.value
+        coroutine.close()
+        return None
+
+    return aio.AioRpcError(
+        known(call.code()),
+        known(call.initial_metadata()),
+        known(call.trailing_metadata()),
+        known(call.details()),
+    )
 
 
 async def fetch_blob(
@@ -282,24 +333,39 @@ async def fetch_blob(
     """
     if blobs.has(blob.digest):
         return blobs.path(blob.digest)
-    writer = await asyncio.to_thread(blobs.receive, f"download {blob.digest}", blob, None)
-    request = pb.DownloadRequest(digest=blob.digest, offset=writer.offset)
-    stream: Any = channel.unary_stream(DOWNLOAD)
-    call = stream(request.SerializeToString(), metadata=((TOKEN_KEY, token),))
-    received = writer.offset
+    opening = asyncio.ensure_future(
+        asyncio.to_thread(blobs.receive, f"download {blob.digest}", blob, None)
+    )
+    # From here on whatever is at work in a thread is waited for before the writer is let go.
+    work: asyncio.Future[Any] = opening
     try:
-        async for chunk in call:
-            await asyncio.shield(asyncio.to_thread(writer.write, chunk))
-            received += len(chunk)
-            progress(received)
+        writer = await asyncio.shield(opening)
+        received = writer.offset
+        request = pb.DownloadRequest(digest=blob.digest, offset=received)
+        stream: Any = channel.unary_stream(DOWNLOAD)
+        call = stream(request.SerializeToString(), metadata=((TOKEN_KEY, token),))
+        try:
+            async for chunk in call:
+                work = asyncio.ensure_future(asyncio.to_thread(writer.write, chunk))
+                await asyncio.shield(work)
+                received += len(chunk)
+                progress(received)
+        finally:
+            call.cancel()
         if received != blob.size:
             raise UnavailableError(f"the download stopped at byte {received} of {blob.size}")
+        work = asyncio.ensure_future(asyncio.to_thread(writer.commit))
+        await asyncio.shield(work)
     except BaseException as error:
-        await asyncio.shield(asyncio.to_thread(writer.suspend))
+        await asyncio.shield(asyncio.ensure_future(_suspend(opening, work)))
         if isinstance(error, aio.AioRpcError):
             raise from_rpc(error) from None
         raise
-    finally:
-        call.cancel()
-    await asyncio.to_thread(writer.commit)
     return blobs.path(blob.digest)
+
+
+async def _suspend(opening: "asyncio.Future[BlobWriter]", work: "asyncio.Future[Any]") -> None:
+    """Let go of a writer once nothing is at work on it."""
+    await asyncio.wait([opening, work])
+    if not opening.cancelled() and opening.exception() is None:
+        await asyncio.to_thread(opening.result().suspend)

@@ -70,22 +70,15 @@ def pending(state: RunState) -> list[Instruction]:
 
 def advance(draft: Draft, fired: Timers) -> bool:
     """Go on as far as possible; return whether the step is done."""
-    while True:
-        state = draft.state
-        if state.ended:
-            return False
-        if state.open_round is not None:
-            if not _close(draft, state.open_round, fired):
-                return False
-        elif _rounds_left(state):
-            if quorum_lost(draft, fired) or len(draft.usable) < state.min_clients:
-                return False
-            draft.emit(
-                RoundOpened(round=state.round + 1, participants=draft.usable, model=state.model)
-            )
-            return False
-        else:
-            return _score_last(draft, fired)
+    state = draft.state
+    if state.open_round is not None:
+        _close(draft, state.open_round, fired)
+        return False
+    if not _rounds_left(state):
+        return _score_last(draft, fired)
+    if not quorum_lost(draft, fired) and len(draft.usable) >= state.min_clients:
+        draft.emit(RoundOpened(round=state.round + 1, participants=draft.usable, model=state.model))
+    return False
 
 
 def _rounds_left(state: RunState) -> bool:
@@ -102,11 +95,11 @@ def _deadline_wake(state: RunState, current: OpenRound) -> Wake:
     return Wake(f"deadline/{current.opened.round}{suffix}", state.job.round_deadline_s)
 
 
-def _close(draft: Draft, current: OpenRound, fired: Timers) -> bool:
-    """Close the round if it may close; return whether advancing can go on (it never can)."""
+def _close(draft: Draft, current: OpenRound, fired: Timers) -> None:
+    """Close the round if it may close, extend it once, or end the run if it never can close."""
     state = draft.state
     if current.closed:
-        return False
+        return
     number = current.opened.round
     waiting = [site for site in current.unsettled if site in draft.roster.usable]
     late = fired.has(_deadline_wake(state, current))
@@ -118,7 +111,7 @@ def _close(draft: Draft, current: OpenRound, fired: Timers) -> bool:
         elif late:
             reason = "deadline"
         else:
-            return False
+            return
         _emit_closed(draft, current, reason)
     elif current.possible < state.min_clients:
         failures = "; ".join(f"{site}: {item.error}" for site, item in current.failed.items())
@@ -133,7 +126,6 @@ def _close(draft: Draft, current: OpenRound, fired: Timers) -> bool:
             f"(on_deadline: {state.job.on_deadline})",
             by="workflow",
         )
-    return False
 
 
 def _emit_closed(draft: Draft, current: OpenRound, reason: str) -> None:

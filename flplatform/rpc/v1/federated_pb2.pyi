@@ -305,14 +305,12 @@ class StatusReply(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., toolbar: _Optional[str] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("transfer_id", "blob", "offset")
+    __slots__ = ("transfer_id", "blob")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     blob: Blob
-    offset: int
-    def __init__(self, transfer_id: _Optional[str] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, transfer_id: _Optional[str] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class UploadCommit(_message.Message):
     __slots__ = ("blob",)
@@ -321,12 +319,10 @@ class UploadCommit(_message.Message):
     def __init__(self, blob: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class UploadReply(_message.Message):
-    __slots__ = ("committed", "offset")
+    __slots__ = ("committed",)
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
     committed: bool
-    offset: int
-    def __init__(self, committed: bool = ..., offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, committed: bool = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("digest", "offset")

@@ -30,6 +30,12 @@ def test_then_everyone_validates_every_model_and_the_global_one():
     ]
 
 
+def test_models_are_validated_in_the_order_of_their_owners():
+    run = validating("az")
+    run.submit_model("z", "a")
+    assert run.offered[:3] == ["0/validate.a/a", "0/validate.global/a", "0/validate.z/a"]
+
+
 def test_the_matrix_is_complete_when_all_answered():
     run = validating("ab")
     run.submit_model("a", "b")

@@ -1,5 +1,7 @@
 """When rounds open and close, with what, and how models are scored."""
 
+from itertools import permutations
+
 import pytest
 
 from flplatform.core.events import (
@@ -92,7 +94,7 @@ def test_a_quorum_timer_that_comes_with_the_quorum_opens_the_round():
     run = training("abc", rounds=2).updates("a", "b", "c")
     run.go("b", "c")
     run.publish()
-    run.roster = Played("abc").roster
+    run.roster = Played("ab").roster
     run.fire("quorum")
     assert run.last(RoundOpened).round == 2
 
@@ -267,6 +269,14 @@ def test_a_failed_site_takes_part_in_the_next_round():
     assert "2/train/c" in run.offered
 
 
+def test_a_closed_round_stays_as_it_closed():
+    run = training("abc").updates("a", "b")
+    run.fire("wait")
+    assert run.go("c") == ()
+    run.set_quorum(1)
+    assert len(run.of(RoundClosed)) == 1
+
+
 # ---- publishing ---------------------------------------------------------------------------------
 
 
@@ -390,6 +400,16 @@ def test_the_closing_tasks_have_a_deadline():
     run.fire("gather/score")
     assert run.last(ModelScored).score == 0.75
     assert run.last(GatherClosed).gaps == {"7/1/validate.last/b": "deadline passed"}
+
+
+def test_a_score_does_not_depend_on_the_order_of_arrival():
+    scores = set()
+    for order in permutations("abc"):
+        run = training("abc", watch=WATCH).round()
+        for site in order:
+            run.validate(site, "last", accuracy=1 / ord(site), examples=ord(site))
+        scores.add(run.last(ModelScored).score)
+    assert len(scores) == 1
 
 
 def test_the_closing_tasks_go_to_those_who_are_there():

@@ -1,0 +1,78 @@
+"""How local actions talk to the server: hidden commands, and patience with a broken connection."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from flplatform.admin.console.transport import GrpcTransport
+from flplatform.core.errors import UnavailableError
+from flplatform.hci.connection import Item
+from flplatform.hci.shell import Shell
+
+TRIES = 8
+LONGEST_PAUSE_S = 10.0
+
+T = TypeVar("T")
+
+
+class Refused(Exception):  # noqa: N818 - not an error: it has been shown, the code remains
+    """The server refused a hidden command and the user has been told why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+async def ask(
+    transport: GrpcTransport, shell: Shell, argv: list[str], attachment: bytes = b""
+) -> list[Item]:
+    """Have the server carry out a command of the console's own; return its rows and data.
+
+    Raises:
+        Refused: it was refused; the errors have been shown.
+        UnavailableError: the connection broke.
+        FLError: the server refused the call as such.
+    """
+    items: list[Item] = []
+    async with aclosing(transport.execute(argv, True, attachment)) as reply:
+        async for item in reply:
+            match item:
+                case {"type": "done", "exit_code": int(code)}:
+                    if any(each["type"] == "error" for each in items):
+                        raise Refused(code)
+                    return items
+                case {"type": "session", "key": str(key), "value": value}:
+                    shell.remembered[key] = value
+                case {"type": "error"}:
+                    shell.show(item)
+                    items.append(item)
+                case _:
+                    items.append(item)
+    raise UnavailableError("the reply ended before it was complete")
+
+
+def data_of(items: list[Item], name: str) -> Any:
+    """Return the value of a data item, None if there is none."""
+    return next(
+        (item["value"] for item in items if item["type"] == "data" and item["name"] == name), None
+    )
+
+
+async def persist(shell: Shell, step: Callable[[], Awaitable[T]]) -> T:
+    """Do an idempotent step, again and again while the connection is broken.
+
+    Raises:
+        UnavailableError: it stays broken.
+        FLError: the server refuses.
+    """
+    for attempt in range(TRIES):
+        try:
+            return await step()
+        except UnavailableError as error:
+            pause_s = min(0.5 * 2**attempt, LONGEST_PAUSE_S)
+            shell.show(
+                {"type": "text", "text": f"{error.message}; trying again in {pause_s:.1f} s"}
+            )
+            await asyncio.sleep(pause_s)
+    return await step()

@@ -1,0 +1,221 @@
+"""`FedAdminServer`: the FL meaning of the console, on a port of its own."""
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+from datetime import UTC, datetime
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from flplatform.admin.console_desk import ConsoleDesk, NoteRefusal
+from flplatform.admin.login import LoginDesk
+from flplatform.admin.modules.hosts import REPLY_TIMEOUT_S, Hosts
+from flplatform.admin.modules.models import ModelsModule
+from flplatform.admin.modules.status import StatusModule
+from flplatform.admin.modules.submission import SubmissionModule
+from flplatform.admin.modules.system import SystemModule
+from flplatform.admin.modules.training import TrainingModule
+from flplatform.admin.modules.validation import ValidationModule
+from flplatform.admin.orders import OrderBook, Trust
+from flplatform.admin.ports import Control
+from flplatform.admin.rights import Rights
+from flplatform.admin.servicer import ADMIN_RULES, AdminConsoleServicer
+from flplatform.admin.transfers import Transfers
+from flplatform.core.errors import UnauthenticatedError, UnavailableError
+from flplatform.core.ports import AuditSink, BlobStore
+from flplatform.files.durable import private_dir
+from flplatform.hci import (
+    AdminServer,
+    AdminSession,
+    CommandModule,
+    CommandRegister,
+    Sessions,
+)
+from flplatform.rpc.channel import server_credentials, server_options
+from flplatform.rpc.interceptors import Caller, Guard
+from flplatform.rpc.streams import BlobService, Slots
+from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
+from flplatform.security.identity import Identity
+from flplatform.security.kit import Kit
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+"""Pause between two looks at sessions, revocations and the policy."""
+
+DRAIN_S = 2.0
+
+
+class FedAdminServer:
+    """Owns the parts of the admin side, starts and stops them in order.
+
+    Args:
+        kit: the server's verified kit.
+        control: sees and steers the federation.
+        blobs: where packages and models are.
+        audit: hears of every decision.
+        trust: holds the trust store of now.
+        workers: threads for disk and passwords.
+        note_refusal: audits a refused call.
+        reply_timeout_s: how long a site may take to answer a command.
+
+    Raises:
+        ConfigError: the policy, or what is remembered of users, is wrong.
+        OSError: the state folder cannot be read.
+    """
+
+    def __init__(
+        self,
+        kit: Kit,
+        control: Control,
+        *,
+        blobs: BlobStore,
+        audit: AuditSink,
+        trust: Trust,
+        workers: Executor,
+        note_refusal: NoteRefusal,
+        reply_timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> None:
+        limits = kit.server.limits
+        organisation = kit.identity.organisation
+        self._kit = kit
+        self._trust = trust
+        self._blobs = blobs
+        self._workers = workers
+        self._note_refusal = note_refusal
+        self._sessions = Sessions(
+            idle_s=limits.session_idle_s, absolute_s=limits.session_s, on_close=self._ended
+        )
+        self._login = LoginDesk(
+            folder=private_dir(kit.state_folder()),
+            limits=limits,
+            trust=trust,
+            sessions=self._sessions,
+            audit=audit,
+            workers=workers,
+        )
+        self._rights = Rights(kit.folder / "local" / "policy.yml", organisation, control)
+        self._transfers = Transfers(self._rights, limits, self._session_of)
+        register = CommandRegister(
+            modules(control, self._rights, self._transfers, organisation, reply_timeout_s)
+        )
+        self._console = AdminServer(register, self._rights, audit)
+        self._rights.load([view.name for view in register.views()])
+        self._desk = ConsoleDesk(
+            console=self._console,
+            sessions=self._sessions,
+            orders=OrderBook(trust, limits.clock_skew_s),
+            rights=self._rights,
+            control=control,
+            note_refusal=note_refusal,
+        )
+        self._seen: dict[str, Identity] = {}  # by fingerprint: whom revocations may concern
+        self._server: aio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Serve the admin port.
+
+        Raises:
+            UnavailableError: the port is taken.
+        """
+        kit, limits = self._kit, self._kit.server.limits
+        guard = Guard(self._identify, self._check_token, ADMIN_RULES, self._note_refusal)
+        server = aio.server(
+            interceptors=[guard], options=server_options(limits.max_connection_age_s)
+        )
+        slots = Slots(limits.transfer_slots_per_site, limits.transfer_slots)
+        transfers = BlobService(
+            self._blobs, self._transfers.admit, self._transfers.release, slots, self._workers
+        )
+        server.add_generic_rpc_handlers((transfers.handler(),))
+        pb_grpc.add_AdminConsoleServicer_to_server(
+            AdminConsoleServicer(kit.identity, self._login, self._desk), server
+        )
+        health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self.port = _bind(server, kit)
+        await server.start()
+        self._server = server
+        self._watch = asyncio.create_task(self._keep_watch(), name="watch sessions")
+
+    async def stop(self) -> None:
+        """Take no new calls, end the commands under way, then close the port."""
+        if self._watch is not None:
+            self._watch.cancel()
+        closing = asyncio.create_task(self._server.stop(DRAIN_S)) if self._server else None
+        await self._console.close()
+        if closing is not None:
+            await closing
+
+    def _identify(self, certificate: bytes) -> Identity:
+        identity = self._trust.identify("admin", certificate)
+        self._seen[identity.fingerprint] = identity
+        return identity
+
+    def _session_of(self, caller: Caller) -> AdminSession:
+        return self._sessions.get(caller.token, caller.identity.fingerprint)
+
+    def _check_token(self, caller: Caller) -> None:
+        self._session_of(caller)
+
+    def _ended(self, session: AdminSession) -> None:
+        self._console.operations.end_session(session)
+        self._transfers.end_session(session)
+
+    async def _keep_watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        """End the sessions that are over, and take in a changed policy."""
+        for operation in self._console.operations.live():
+            operation.session.last_used = self._sessions.clock()  # who waits is not idle
+        for session in self._sessions.live():
+            try:
+                self._trust.store.check(self._seen[session.fingerprint], datetime.now(UTC))
+            except UnauthenticatedError as error:
+                log.warning("session %s ends: %s", session.id, error)
+                self._sessions.close(session.id)
+        self._rights.reload()
+
+
+def modules(
+    control: Control,
+    rights: Rights,
+    transfers: Transfers,
+    organisation: str,
+    reply_timeout_s: float = REPLY_TIMEOUT_S,
+) -> list[CommandModule]:
+    """Return the modules of this release; a new one is added here."""
+    hosts = Hosts(control, rights, organisation, reply_timeout_s)
+    return [
+        SubmissionModule(control),
+        TrainingModule(control),
+        StatusModule(control, hosts),
+        ModelsModule(control, transfers),
+        ValidationModule(control),
+        SystemModule(control, hosts),
+    ]
+
+
+def _bind(server: aio.Server, kit: Kit) -> int:
+    """Bind the admin port, which admits certificates of the user issuer only."""
+    address = kit.server.admin_address
+    credentials = server_credentials(kit.key_pem(), kit.chain, kit.trust.tls_roots("admin"))
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise UnavailableError(
+            f"cannot listen on {address}",
+            hint="another process has the port, or the host has no such address; "
+            "local/overrides.yml may set another",
+        )
+    return int(port)

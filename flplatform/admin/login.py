@@ -1,0 +1,169 @@
+"""Signing in: certificate and nonce and password, every attempt counted and audited."""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from flplatform.admin.orders import Trust
+from flplatform.admin.users import UserStore
+from flplatform.core.config import ServerLimits
+from flplatform.core.errors import ConfigError, FLError, UnauthenticatedError, UnavailableError
+from flplatform.core.ports import AuditSink
+from flplatform.files.durable import write_atomic
+from flplatform.hci import AdminSession, LoginThrottle, Sessions, login_refused
+from flplatform.rpc.interceptors import Caller
+
+log = logging.getLogger(__name__)
+
+NONCE_BYTES = 32
+NONCE_S = 60.0
+NONCES = 4
+"""Open challenges of one certificate; another one ends the oldest."""
+
+
+class Challenges:
+    """Nonces: each for one login, soon, with the certificate that asked for it.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open: dict[str, deque[tuple[bytes, float]]] = {}  # bounded by valid certificates
+
+    def make(self, fingerprint: str) -> bytes:
+        """Return a new nonce for this certificate."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        waiting = self._open.setdefault(fingerprint, deque(maxlen=NONCES))
+        waiting.append((nonce, self._clock() + NONCE_S))
+        return nonce
+
+    def use(self, nonce: bytes, fingerprint: str) -> None:
+        """Use a nonce up.
+
+        Raises:
+            UnauthenticatedError: it was not made for this certificate, used before, or too old.
+        """
+        waiting = self._open.get(fingerprint, deque())
+        found = next((each for each in waiting if secrets.compare_digest(each[0], nonce)), None)
+        if found is not None:
+            waiting.remove(found)
+        if found is None or self._clock() > found[1]:
+            raise UnauthenticatedError(
+                f"no challenge of the last {NONCE_S:.0f} s fits this sign-in",
+                rule="challenge",
+                hint="ask for a new one",
+            )
+
+
+class LoginDesk:
+    """Lets users in. Lives on the event loop.
+
+    Args:
+        folder: the server's state; users and failed attempts are remembered here.
+        limits: of attempts.
+        trust: holds the trust store of now.
+        sessions: where sessions are opened.
+        audit: hears of every attempt.
+        workers: threads for disk and argon2.
+
+    Raises:
+        ConfigError: what is remembered cannot be read.
+        OSError: likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        limits: ServerLimits,
+        trust: Trust,
+        sessions: Sessions,
+        audit: AuditSink,
+        workers: Executor,
+    ) -> None:
+        self.challenges = Challenges()
+        self._trust = trust
+        self._sessions = sessions
+        self._audit = audit
+        self._workers = workers
+        self._users = UserStore(folder / "users.json")
+        self._attempts = folder / "login_attempts.json"
+        self._saving = asyncio.Lock()
+        self._throttle = LoginThrottle(limit=limits.login_attempts, window_s=limits.login_lock_s)
+        if self._attempts.exists():
+            try:
+                self._throttle.load(json.loads(self._attempts.read_bytes()))
+            except (ValueError, FLError) as error:
+                raise ConfigError(f"{self._attempts}: {error}") from None
+
+    async def login(
+        self, caller: Caller, nonce: bytes, password: str, record: bytes, signature: bytes
+    ) -> tuple[str, AdminSession]:
+        """Open a session for who holds the certificate and knows the password.
+
+        Args:
+            caller: who presents the certificate.
+            nonce: from `challenges`.
+            password: as derived from the user's passphrase.
+            record: the kit's `user.json`.
+            signature: its detached signature.
+
+        Returns:
+            The session's token, and the session.
+
+        Raises:
+            UnauthenticatedError: refused; one text for every reason but a stale challenge.
+            UnavailableError: the attempt cannot be recorded, so nobody is let in.
+        """
+        me = caller.identity
+        try:
+            self.challenges.use(nonce, me.fingerprint)
+            await self._prove(caller, password, record, signature)
+        except UnauthenticatedError as error:
+            try:
+                await self._note(caller, "denied", error.message)
+            except OSError as failure:
+                log.error("a refused sign-in is not in the audit: %s", failure)
+            raise
+        except OSError as error:
+            log.error("nobody can sign in: %s", error)
+            raise UnavailableError("the server cannot write to its disk") from error
+        return self._sessions.open(
+            user=me.name,
+            role=me.role,
+            organisation=me.organisation,
+            peer=caller.peer,
+            fingerprint=me.fingerprint,
+        )
+
+    async def _prove(self, caller: Caller, password: str, record: bytes, signature: bytes) -> None:
+        me = caller.identity
+        self._throttle.attempt(me.name, me.fingerprint)
+        await self._save()
+        store = self._trust.store
+        if not await self._run(self._users.check, me, password, record, signature, store):
+            raise login_refused()
+        await self._note(caller, "allowed")
+        self._throttle.succeeded(me.name, me.fingerprint)
+        await self._save()
+
+    async def _save(self) -> None:
+        async with self._saving:  # an older state must not overwrite a newer one
+            state = json.dumps(self._throttle.dump()).encode()
+            await self._run(write_atomic, self._attempts, state)
+
+    async def _note(self, caller: Caller, decision: str, reason: str = "") -> None:
+        actor = caller.identity.as_actor(caller.peer)
+        await self._run(lambda: self._audit.record(actor, "login", decision, reason=reason))
+
+    async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)

@@ -1,0 +1,173 @@
+"""`submit_job`: the console's action, and the two verbs with which it reaches the server."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flplatform.admin.modules.hosts import write_row
+from flplatform.admin.orders import ordered
+from flplatform.admin.ports import Control
+from flplatform.core.config import Name, Strict, parse_json
+from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from flplatform.hci import CommandSpec, Connection, argument, did_you_mean
+
+PREFLIGHT, SUBMIT = "preflight", "submit"
+HIDDEN = frozenset({PREFLIGHT, SUBMIT})
+"""Verbs that the console sends and no user types."""
+
+PREFLIGHT_TIMEOUT_S = 5.0
+
+
+class Question(Strict):
+    """What a preflight asks of each site: would you take part in this job?
+
+    Attributes:
+        job: the job's name.
+        has_code: whether it brings code of its own.
+        data: the datasets it wants.
+        environment: the environment it wants.
+        sites: who is asked; all registered ones if empty.
+    """
+
+    job: Name
+    has_code: bool
+    data: tuple[Name, ...]
+    environment: Name
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SubmitJob:
+    """Of `submit_job`."""
+
+    job: str = argument(help="folder with job.yml and code/", complete="path")
+    sites: tuple[str, ...] = argument(
+        help="target sites; default all that are registered",
+        option="--sites",
+        complete="site",
+        metavar="SITE",
+        default=(),
+    )
+    min: int | None = argument(
+        help="updates that close a round; default the job's min_clients",
+        option="--min",
+        metavar="N",
+        minimum=1,
+        default=None,
+    )
+    wait: bool = argument(help="follow the run until it has ended", option="--wait", default=False)
+    submission: str = argument(
+        help="id of an earlier try: the same submission is never run twice",
+        option="--submission",
+        metavar="ID",
+        default="",
+    )
+
+
+@dataclass(frozen=True)
+class PreflightArguments:
+    """Of `preflight`."""
+
+    question: str = argument(help="a Question as JSON")
+
+
+@dataclass(frozen=True)
+class SubmitArguments:
+    """Of `submit`."""
+
+    min: int | None = argument(
+        help="updates that close a round", option="--min", metavar="N", minimum=1, default=None
+    )
+
+
+class SubmissionModule:
+    """Submitting jobs.
+
+    Args:
+        control: asks the sites and opens runs.
+        timeout_s: how long a site may take to answer a preflight.
+    """
+
+    name = "training"
+    summary = "runs and the sites that work on them"
+
+    def __init__(self, control: Control, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> None:
+        self._control = control
+        self._timeout_s = timeout_s
+
+    def commands(self) -> Sequence[CommandSpec[Any]]:
+        """The commands; all of them need the right to submit."""
+        return [
+            CommandSpec(
+                name="submit_job",
+                summary="checks, signs, uploads and starts a job, with a plan first",
+                arguments=SubmitJob,
+                handler=_console_only,
+                permission="train",
+                mutating=True,
+                examples=(
+                    "submit_job jobs/heart",
+                    "submit_job jobs/heart --sites hospital-a,hospital-b --min 2 --wait",
+                ),
+                local="submit_job",
+            ),
+            CommandSpec(
+                name=PREFLIGHT,
+                summary="asks the sites whether they would take part",
+                arguments=PreflightArguments,
+                handler=self._preflight,
+                permission="train",
+                mutating=False,
+                examples=("preflight {}",),
+            ),
+            CommandSpec(
+                name=SUBMIT,
+                summary="opens a run for the signed start that comes with it",
+                arguments=SubmitArguments,
+                handler=self._submit,
+                permission="train",
+                mutating=True,
+                examples=("submit", "submit --min 2"),
+                survives_disconnect=True,
+            ),
+        ]
+
+    async def _preflight(self, connection: Connection, args: PreflightArguments) -> None:
+        question = parse_json(Question, args.question, PREFLIGHT)
+        known = {site.name: site for site in self._control.sites()}
+        if not known:
+            raise FailedPreconditionError("no site is registered", hint="start the sites first")
+        usable = [site.name for site in known.values() if site.state != "disabled"]
+        asked = []
+        for site in question.sites or usable:
+            if site not in known:
+                near = did_you_mean(site, known)
+                await connection.failed(site, NotFoundError(f"site{near and f' ({near})'}"))
+            elif site not in usable:
+                await connection.row(site, status="refused", detail="disabled on the server")
+            else:
+                asked.append(site)
+        replies = await self._control.ask(
+            asked, PREFLIGHT, timeout_s=self._timeout_s, signed=ordered().signed
+        )
+        for site, reply in replies.items():
+            cells = {"isolation": str(reply.body.get("isolation", ""))[:20]}
+            await write_row(connection, site, reply, cells if reply.status == "ok" else None)
+
+    async def _submit(self, connection: Connection, args: SubmitArguments) -> None:
+        order = ordered().attachment
+        if not order:
+            raise InvalidArgumentError("came without a start order", hint="use submit_job")
+        run = await self._control.submit(order, connection.session.user, args.min)
+        await connection.remember("run", run)
+        await connection.data("run", run)
+
+
+async def _console_only(_: Connection, __: SubmitJob) -> None:
+    raise FailedPreconditionError("this command belongs to the console, not to the server")
+
+
+def encode(question: Question) -> str:
+    """Return the word that carries a question."""
+    return json.dumps(question.model_dump(mode="json"))

@@ -1,0 +1,248 @@
+"""The folders that a site shares with a job's code, which may put anything there.
+
+    inbox/model.safetensors      the task's model; read-only for the run process
+    box/result.safetensors       the trained or submitted model
+    box/state/user/              `context.state_dir`
+    box/state/best.safetensors   the best local model so far, or the last one
+    box/state/best.json          its round, metrics and examples
+
+The site's parent follows no link in the box and takes *copies*: files that nobody else holds
+open, mapped or linked, so that what it checks is what it sends.
+"""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flplatform.client.frames import RESULT_FILE, STATE_FOLDER, USER_STATE
+from flplatform.core.errors import InvalidArgumentError, ResourceExhaustedError
+from flplatform.files.durable import PRIVATE_DIR, PRIVATE_FILE, private_dir
+
+MODEL_FILE = "model.safetensors"
+MAX_DEPTH = 64
+MAX_FILES = 100_000
+_STEP_BYTES = 1 << 30
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_ODD = (errno.ELOOP, errno.ENOENT, errno.ENXIO, errno.EACCES, errno.ENOTDIR)
+"""What opening something odd fails with: a link, nothing, a socket, no rights, no folder."""
+
+
+class Box:
+    """The exchange folders of one run process, below its run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.inbox = private_dir(folder / "inbox")
+        self.box = private_dir(folder / "box")
+
+    def prepare(self, model: Path | None, state: Path | None, max_state_bytes: int) -> None:
+        """Empty the folders, then offer a task's model and a copy of the committed state.
+
+        Raises:
+            ResourceExhaustedError: the state is larger than `max_state_bytes`.
+            OSError: a file cannot be read, or the disk is full.
+        """
+        self.clear()
+        if model is not None:
+            _link(model, self.inbox / MODEL_FILE)
+        target = private_dir(self.box / STATE_FOLDER)
+        if state is not None:
+            copy_folder(state, target, max_state_bytes)
+        private_dir(target / USER_STATE)
+
+    def collect_model(self, work: Path, max_bytes: int) -> None:
+        """Copy the model that a task made into `work`.
+
+        Raises:
+            InvalidArgumentError: there is none, or something odd lies in its place.
+            ResourceExhaustedError: it is larger than `max_bytes`.
+            OSError: the disk is full.
+        """
+        with _opened(self.box) as box:
+            _copy_file(box, RESULT_FILE, work / RESULT_FILE, _Budget(max_bytes, "the model"))
+
+    def collect_state(self, work: Path, max_bytes: int) -> None:
+        """Copy the state that a task left into `work`.
+
+        Raises:
+            InvalidArgumentError: something lies there that is neither file, folder nor link.
+            ResourceExhaustedError: it is larger than `max_bytes`.
+            OSError: the disk is full.
+        """
+        copy_folder(self.box / STATE_FOLDER, private_dir(work / STATE_FOLDER), max_bytes)
+
+    def clear(self) -> None:
+        """Empty both folders.
+
+        Raises:
+            OSError: something cannot be deleted.
+        """
+        for folder in (self.inbox, self.box):
+            for entry in folder.iterdir():
+                remove(entry)
+
+
+def current_state(folder: Path) -> Path | None:
+    """Return a run's committed state: the newest of the numbered generations in `folder`."""
+    if not folder.is_dir():
+        return None
+    numbers = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
+    return folder / str(max(numbers)) if numbers else None
+
+
+def copy_folder(source: Path, target: Path, max_bytes: int) -> None:
+    """Copy files, folders and links (as links) of `source` into the empty folder `target`.
+
+    Raises:
+        InvalidArgumentError: something else lies there, or folders nest too deeply.
+        ResourceExhaustedError: more than `max_bytes`, or than `MAX_FILES`.
+        OSError: the disk is full.
+    """
+    with _opened(source) as folder:
+        _copy_entries(folder, target, _Budget(max_bytes, "the state"), MAX_DEPTH)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, also if its owner took his own rights on it away.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        with _opened(path.parent) as parent:
+            _unlock(parent, path.name)
+        shutil.rmtree(path)
+
+
+def _unlock(parent: int, name: str) -> None:
+    """Give the owner all rights on a folder and those in it, and on nothing that a link names."""
+    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{handle}", PRIVATE_DIR)
+    finally:
+        os.close(handle)
+    with _opened(name, parent) as folder, os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _unlock(folder, entry.name)
+
+
+@contextmanager
+def _opened(path: Path | str, parent: int | None = None) -> Iterator[int]:
+    """Open a folder that is no link.
+
+    Raises:
+        InvalidArgumentError: it is not a folder that can be read.
+    """
+    with _explained(str(path)):
+        handle = os.open(path, _READ | os.O_DIRECTORY, dir_fd=parent)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ODD:
+            raise
+        raise InvalidArgumentError(f"cannot be read: {error.strerror}", field=name) from None
+
+
+class _Budget:
+    """Counts what is copied, against a limit in bytes and one in files."""
+
+    def __init__(self, max_bytes: int, what: str) -> None:
+        self._limit, self._what = max_bytes, what
+        self._bytes, self._files = 0, 0
+
+    def take(self, size: int) -> None:
+        """Count one file of `size` bytes.
+
+        Raises:
+            ResourceExhaustedError: that is too much.
+        """
+        self._bytes += size
+        self._files += 1
+        if self._bytes > self._limit:
+            raise ResourceExhaustedError(f"{self._what} is larger than {self._limit} bytes")
+        if self._files > MAX_FILES:
+            raise ResourceExhaustedError(f"{self._what} has more than {MAX_FILES} files")
+
+
+def _copy_entries(folder: int, target: Path, budget: _Budget, depth: int) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            copy = target / entry.name
+            if entry.is_symlink():
+                budget.take(0)
+                copy.symlink_to(os.readlink(entry.name, dir_fd=folder))
+            elif not entry.is_dir(follow_symlinks=False):
+                _copy_file(folder, entry.name, copy, budget)
+            elif depth:
+                budget.take(0)
+                copy.mkdir(PRIVATE_DIR)
+                with _opened(entry.name, folder) as inner:
+                    _copy_entries(inner, copy, budget, depth - 1)
+            else:
+                raise InvalidArgumentError(f"folders are nested deeper than {MAX_DEPTH}")
+
+
+def _copy_file(folder: int, name: str, target: Path, budget: _Budget) -> None:
+    """Copy a regular file, as large as it is now, whatever happens to it meanwhile."""
+    with _explained(name):
+        source = os.open(name, _READ, dir_fd=folder)
+    try:
+        status = os.fstat(source)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidArgumentError("is not a regular file", field=name)
+        budget.take(status.st_size)
+        mode = PRIVATE_FILE | (status.st_mode & stat.S_IXUSR)
+        copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            _copy_bytes(source, copy, status.st_size)
+        finally:
+            os.close(copy)
+    finally:
+        os.close(source)
+
+
+def _copy_bytes(source: int, target: int, count: int) -> None:
+    """Copy within the kernel; by sharing blocks where the file system can."""
+    in_one_file_system = True
+    while count:
+        step = min(count, _STEP_BYTES)
+        try:
+            if in_one_file_system:
+                copied = os.copy_file_range(source, target, step)
+            else:
+                copied = os.sendfile(target, source, None, step)
+        except OSError as error:
+            if not in_one_file_system or error.errno not in (errno.EXDEV, errno.EINVAL):
+                raise
+            in_one_file_system = False
+            continue
+        if not copied:
+            return
+        count -= copied
+
+
+def _link(source: Path, target: Path) -> None:
+    """Show a file under another name; by a copy if the file system cannot."""
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)

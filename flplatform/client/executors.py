@@ -1,0 +1,424 @@
+"""Runs a job's code in a process of its own: the parent's side.
+
+A `RunProcess` starts one process tree, gives it one task at a time and brings each result to a
+folder that only the parent writes. Below its own folder:
+
+    lib/flplatform      a link to this package: all that the run process takes from this one
+    inbox/, box/        what it shares with the job's code, see `client.box`
+
+Nothing that the process says or leaves behind is trusted: frames are parsed strictly and bounded,
+files are copied without following links. The watched metric, the best local model and the seeds
+are looked after on the other side, by `client.run_process`.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+import flplatform
+from flplatform.client import process_tree
+from flplatform.client.box import MODEL_FILE, Box, current_state, remove
+from flplatform.client.conversation import Conversation
+from flplatform.client.frames import SECRET, SOCKET, Order, Start
+from flplatform.client.process_tree import ProcessTree
+from flplatform.client.replies import Failure, Result
+from flplatform.client.run_log import RunLog
+from flplatform.client.sandbox import (
+    NONE,
+    Level,
+    Mounts,
+    available_level,
+    command,
+    interpreter_folders,
+    make_scratch,
+    seen_at,
+)
+from flplatform.core.config import Environment, Isolation
+from flplatform.core.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    FLError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from flplatform.core.job import ExecutorSpec, Watch
+from flplatform.core.messages import SUBMIT_MODEL, TRAIN, Task, TaskFailure
+from flplatform.core.model import MAX_HEADER_BYTES
+from flplatform.files.durable import private_dir, write_atomic
+
+T = TypeVar("T")
+START_TIMEOUT_S = 600.0
+"""For the imports of the job's code, which on a cold disk take minutes with some frameworks."""
+END_TIMEOUT_S = 2.0
+"""For what is left to read of a process that has ended, or the end of one that has hung up."""
+KEPT_VARIABLES = (
+    *("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What to run, with which rights.
+
+    Attributes:
+        folder: the run process's own, emptied and filled by it.
+        code: the unpacked code of the job.
+        kit: hidden from the job's code at level `sandbox`, as are `folder`, `state` and `hidden`.
+        log: file for what the code prints; the older part gets `.1` at its end.
+        state: folder with the run's committed state, see `client.spool`.
+        data: files and folders by dataset name, shown read-only.
+        isolation: the level to run under; refused if this host does not have it.
+        max_model_bytes: most that a submitted model may take; a trained one may take as much as
+            the model it was trained from.
+        max_state_bytes: most that the state may take.
+    """
+
+    run: int
+    site: str
+    folder: Path
+    code: Path
+    kit: Path
+    log: Path
+    state: Path
+    executor: ExecutorSpec
+    args: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Path] = field(default_factory=dict)
+    watch: Watch | None = None
+    environment: Environment = Environment()
+    isolation: Isolation = "none"
+    hidden: tuple[Path, ...] = ()
+    max_model_bytes: int = 64 << 30
+    max_state_bytes: int = 64 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a task came to; unchecked but for types and bounds.
+
+    Attributes:
+        file: name of the model in the task's work folder; None for validation. A train task also
+            leaves `state/` there.
+    """
+
+    file: str | None
+    examples: int
+    metrics: Mapping[str, float]
+    received: Mapping[str, float]
+    received_examples: int
+
+
+class RunProcessCrashed(UnavailableError):  # noqa: N818 - what happened, not what is wrong
+    """The process has ended without an answer; `log_tail` holds the last lines it printed."""
+
+    def __init__(self, message: str, log_tail: str = "") -> None:
+        super().__init__(message)
+        self.log_tail = log_tail
+
+
+class JobCodeError(FailedPreconditionError):
+    """The job's code cannot be loaded; `traceback` is that of the code."""
+
+    def __init__(self, failure: TaskFailure) -> None:
+        super().__init__(f"the job's code cannot be loaded: {failure.error}")
+        self.traceback = failure.traceback
+
+
+class RunProcess:
+    """One process tree that runs a job's code, from `start` to `abort` or `close`.
+
+    Not thread-safe: everything happens on the event loop that called `start`.
+
+    Args:
+        spec: what to run.
+        on_phase: hears what the process is doing: validate_received, train, validate_trained,
+            validate, submit_model.
+        on_metric: hears name, value and step of what the code logs.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        on_phase: Callable[[str], None] = lambda _: None,
+        on_metric: Callable[[str, float, int | None], None] = lambda *_: None,
+    ) -> None:
+        self._spec = spec
+        self._on_phase = on_phase
+        self._on_metric = on_metric
+        self._folder = spec.folder.resolve()
+        digest = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
+        self._prefix = f"flp-{digest}-"
+        self.mark = f"{spec.site}/{spec.run}/{digest}"
+        self._conversation: Conversation | None = None
+        self._end: asyncio.Task[RunProcessCrashed] | None = None
+        self._busy = False
+        self._why = ""
+        self._resources = contextlib.ExitStack()
+
+    async def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Start the process and wait until the job's code is loaded; once per object.
+
+        What a predecessor in the same folder has left running is killed first. After an error
+        nothing runs.
+
+        Raises:
+            FailedPreconditionError: this host has no such isolation.
+            JobCodeError: the code raised while it was loaded.
+            RunProcessCrashed: the process ended.
+            DeadlineExceededError: the code was not loaded in time.
+            OSError: a folder cannot be written, or no process can be started.
+        """
+        try:
+            level = await self._level()
+            await asyncio.to_thread(self._prepare)
+            conversation = await self._spawn(level)
+            async with asyncio.timeout(timeout_s):
+                failure = await self._until(conversation.ready)
+            if failure is not None:
+                raise JobCodeError(failure)
+        except BaseException as error:
+            await asyncio.shield(self.abort(0))
+            if isinstance(error, TimeoutError):
+                message = f"the job's code was not loaded within {timeout_s:g} s"
+                raise DeadlineExceededError(message) from None
+            raise
+
+    async def execute(self, task: Task, model: Path | None, work: Path) -> Outcome | TaskFailure:
+        """Have the job's code do a task.
+
+        If this call is cancelled, the process is left at work and must be aborted.
+
+        Args:
+            task: what to do.
+            model: the file of the task's model, if it has one.
+            work: where the result goes, made anew. Model and state in it are copies that the
+                job's code cannot reach.
+
+        Raises:
+            FailedPreconditionError: not started, or another task is at work.
+            RunProcessCrashed: the process ended before it answered.
+            OSError: the disk is full, or a file cannot be read.
+        """
+        if self._end is None or self._conversation is None or self._busy:
+            raise FailedPreconditionError("the run process is not waiting for a task")
+        if self._end.done():
+            raise self._end.result()
+        self._busy = True
+        try:
+            state = current_state(self._spec.state)
+            await asyncio.to_thread(self._box.prepare, model, state, self._spec.max_state_bytes)
+            self._log.note(f"task {task.id}")
+            path = str(self._box.inbox / MODEL_FILE) if model else None
+            order = Order(str(task.id), task.seed, path)
+            reply = await self._until(self._conversation.order(order))
+            outcome = await asyncio.to_thread(self._collect, task, reply, model, work)
+        except Exception:
+            self._busy = False
+            raise
+        self._busy = False
+        if isinstance(outcome, TaskFailure):
+            self._log.note(f"task {task.id} failed: {outcome.error}")
+        return outcome
+
+    async def abort(self, grace_s: float = 10.0) -> None:
+        """End the process and everything that it started; idempotent.
+
+        SIGTERM to the process that runs the job's code; if it is not gone after `grace_s`
+        seconds, SIGKILL to the whole tree. A waiting `execute` raises RunProcessCrashed.
+        """
+        self._why = self._why or "was aborted"
+        if self._end is not None:
+            if grace_s > 0 and not self._end.done():
+                self._terminate()
+                await asyncio.wait({self._end}, timeout=grace_s)
+            if not self._end.done():
+                await self._tree.kill()
+            await asyncio.wait({self._end})
+        self._resources.close()
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """Let the job's code end by itself (`receive()` returns None), then abort it."""
+        if self._end is not None and not self._end.done():
+            self._why = "was closed"
+            if self._conversation is not None:
+                self._conversation.stop()
+            await asyncio.wait({self._end}, timeout=grace_s)
+        await self.abort(0)
+
+    # ---- starting ----
+
+    async def _level(self) -> Level:
+        if self._spec.isolation == "none":
+            return NONE
+        level = await asyncio.to_thread(available_level)
+        if level.name != self._spec.isolation:
+            raise FailedPreconditionError(f"no isolation here: {level.reason}")
+        return level
+
+    def _prepare(self) -> None:
+        process_tree.kill(self.mark)
+        library = private_dir(self._folder / "lib") / "flplatform"
+        library.unlink(missing_ok=True)
+        library.symlink_to(_package())
+        self._box = Box(self._folder)
+        self._box.clear()
+        self._scratch = make_scratch(self._prefix)
+        self._resources.callback(_remove, self._scratch)
+        self._log = RunLog(self._spec.log)
+        self._resources.callback(self._log.close)
+
+    async def _spawn(self, level: Level) -> Conversation:
+        spec = self._spec
+        python = spec.environment.python or sys.executable
+        scratch, library = str(seen_at(level, self._scratch)), self._folder / "lib"
+        shown = (library, _package(), spec.code, self._box.inbox, *interpreter_folders(python))
+        mounts = Mounts(
+            scratch=self._scratch,
+            read_only=(*shown, *spec.data.values()),
+            writable=(self._box.box,),
+            hidden=(spec.kit, self._folder, spec.state, *spec.hidden),
+        )
+        argv = [python, "-P", "-m", "flplatform.client.run_process", scratch]
+        secret, note = secrets.token_hex(16), self._log.note
+        write_atomic(self._scratch / SECRET, secret.encode())
+        conversation = Conversation(
+            self._start_frame(), secret, self._on_phase, self._on_metric, note
+        )
+        await conversation.listen(self._scratch / SOCKET)
+        self._resources.callback(conversation.close)
+        note(f"process starts, isolation {level.name}")
+        self._tree = await ProcessTree.start(
+            command(level, mounts, argv),
+            environment=_environment(spec.environment, scratch, library),
+            folder=self._scratch,
+            mark=self.mark,
+            on_output=self._log.feed,
+        )
+        self._conversation = conversation
+        self._end = asyncio.create_task(self._supervise(conversation))
+        return conversation
+
+    async def _supervise(self, conversation: Conversation) -> RunProcessCrashed:
+        """Wait for the end of the process and of what it said; return why it ended."""
+        ended = asyncio.create_task(self._tree.wait())
+        either: tuple[asyncio.Future[Any], ...] = ended, conversation.over
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            # It has hung up, so it ends now or it is made to.
+            await asyncio.wait({ended}, timeout=0 if conversation.fault else END_TIMEOUT_S)
+            if not ended.done():
+                await self._tree.kill()
+        status = await ended
+        if conversation.leader is not None:
+            await asyncio.wait({conversation.over}, timeout=END_TIMEOUT_S)
+        why = f"the run process {conversation.fault or self._why or _describe(status)}"
+        self._log.note(why)
+        tail = self._log.tail
+        self._resources.close()
+        return RunProcessCrashed(why, tail)
+
+    def _start_frame(self) -> Start:
+        spec = self._spec
+        return Start(
+            run=spec.run,
+            site=spec.site,
+            code=str(spec.code.resolve()),
+            box=str(self._box.box),
+            module=spec.executor.module,
+            script=spec.executor.script,
+            args=dict(spec.args),
+            data={name: str(path.resolve()) for name, path in spec.data.items()},
+            watch_metric=spec.watch.metric if spec.watch else "",
+            watch_mode=spec.watch.mode if spec.watch else "",
+            memory_limit_bytes=spec.environment.memory_limit_bytes,
+        )
+
+    async def _until(self, future: "asyncio.Future[T]") -> T:
+        """Wait for what the process will say, or for its end.
+
+        Raises:
+            RunProcessCrashed: its end came first.
+        """
+        assert self._end is not None
+        either: tuple[asyncio.Future[Any], ...] = future, self._end
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return future.result()
+        raise self._end.result()
+
+    def _collect(
+        self, task: Task, reply: Result | Failure, model: Path | None, work: Path
+    ) -> Outcome | TaskFailure:
+        if isinstance(reply, Failure):
+            return TaskFailure(reply.error, reply.traceback)
+        spec = self._spec
+        remove(work)
+        private_dir(work)
+        try:
+            if (task.id.kind in (TRAIN, SUBMIT_MODEL)) != (reply.file is not None):
+                raise InvalidArgumentError("a model came that should not, or did not")
+            if reply.file is not None:
+                known = model.stat().st_size + MAX_HEADER_BYTES if model else spec.max_model_bytes
+                self._box.collect_model(work, known)
+            if task.id.kind == TRAIN:
+                self._box.collect_state(work, spec.max_state_bytes)
+        except (InvalidArgumentError, ResourceExhaustedError) as error:
+            return TaskFailure(f"what the job's code left cannot be taken: {error}")
+        return Outcome(
+            file=reply.file,
+            examples=reply.examples,
+            metrics=reply.metrics,
+            received=reply.received,
+            received_examples=reply.received_examples,
+        )
+
+    def _terminate(self) -> None:
+        """Ask the process that runs the job's code to end, or the launcher if there is none."""
+        leader = self._conversation.leader if self._conversation else None
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if leader is not None:
+                leader.terminate()
+            else:
+                self._tree.terminate()
+
+
+def _package() -> Path:
+    return Path(flplatform.__file__).resolve().parent
+
+
+def _remove(scratch: Path) -> None:
+    with contextlib.suppress(OSError, FLError):  # it lies in a temporary folder
+        remove(scratch)
+
+
+def _environment(environment: Environment, scratch: str, library: Path) -> dict[str, str]:
+    """Return all that a run process inherits: nothing of the site's secrets."""
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return {
+        **kept,
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "PYTHONPATH": str(library),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",  # the order of sets is part of a reproducible job
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, environment.gpus)),
+    }
+
+
+def _describe(status: int) -> str:
+    number = -status if status < 0 else status - 128
+    if number in {item.value for item in signal.Signals}:
+        return f"was killed by {signal.Signals(number).name}"
+    return f"ended with exit status {status}"

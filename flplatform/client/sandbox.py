@@ -1,0 +1,219 @@
+"""How far a job's code is kept from the rest of the site: the levels `sandbox` and `none`.
+
+`sandbox`: a file system of its own, the host's but read-only, without the hidden folders (the
+kit, the site's state), without `/run` and with a private `/tmp`; only loopback for a network; no
+processes but the job's. The tool is bubblewrap, or else the kernel itself by `client.launcher`.
+
+`none`: the user's own rights. Job code **can** read the site's key, reach the network and meddle
+with other processes of the same user. Only its end is guaranteed.
+"""
+
+import contextlib
+import functools
+import glob
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from flplatform.client.box import remove
+from flplatform.core.config import Isolation
+from flplatform.core.errors import FLError
+
+LAUNCHER = Path(__file__).with_name("launcher.py")
+SCRATCH_AT = Path("/tmp")  # noqa: S108 - the job's own /tmp
+MAX_SCRATCH_PATH = 95
+"""Bytes; the path of a unix socket in it may have 107."""
+PROBE_TIMEOUT_S = 20.0
+_GPUS = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
+Tool = Literal["bubblewrap", "namespaces", ""]
+
+
+class Level(NamedTuple):
+    """An isolation level, the tool that gives it, and why it is this one."""
+
+    name: Isolation
+    tool: Tool = ""
+    reason: str = ""
+
+
+NONE = Level("none")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """What a run process sees beside the read-only host.
+
+    Attributes:
+        scratch: host folder that is its `/tmp`, writable.
+        read_only: files and folders that stay visible, also below what is hidden.
+        writable: folders that it may write.
+        hidden: folders that look empty.
+    """
+
+    scratch: Path
+    read_only: tuple[Path, ...] = ()
+    writable: tuple[Path, ...] = ()
+    hidden: tuple[Path, ...] = ()
+
+
+def command(level: Level, mounts: Mounts, argv: Sequence[str]) -> list[str]:
+    """Return the command line that runs `argv` at this level as a child of this process.
+
+    Within mounts it starts in `/tmp`; at the level `none` they do not count. At every level
+    nothing that `argv` starts outlives it, or this process.
+    """
+    if level.tool == "bubblewrap":
+        return [*_bubblewrap(_ordered(mounts)), "--", *argv]
+    inside = level.tool == "namespaces"
+    plan = {
+        "parent": os.getpid(),
+        "mounts": _ordered(mounts) if inside else [],
+        "devices": _gpu_devices(),
+        "folder": str(SCRATCH_AT),
+    }
+    return [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(plan), *argv]
+
+
+def make_scratch(prefix: str) -> Path:
+    """Make a private temporary folder, with a path short enough for a unix socket in it.
+
+    What a predecessor with the same prefix left behind is deleted.
+
+    Raises:
+        OSError: there is no place for one.
+    """
+    for parent in dict.fromkeys((tempfile.gettempdir(), str(SCRATCH_AT))):
+        for leftover in Path(parent).glob(f"{prefix}*"):
+            with contextlib.suppress(OSError, FLError):
+                remove(leftover)
+        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
+        if len(os.fsencode(scratch)) <= MAX_SCRATCH_PATH:
+            return scratch
+        scratch.rmdir()
+    raise OSError(f"the path of {scratch} is too long for a unix socket")
+
+
+def seen_at(level: Level, scratch: Path) -> Path:
+    """Return the path under which the run process sees its scratch folder."""
+    return scratch if level.name == "none" else SCRATCH_AT
+
+
+def interpreter_folders(python: str) -> tuple[Path, ...]:
+    """Return the folders that an interpreter, in a virtual environment or not, needs."""
+    if python == sys.executable:
+        return Path(sys.prefix), Path(sys.base_prefix)
+    return Path(python).parents[1], Path(python).resolve().parents[1]
+
+
+@functools.cache
+def available_level() -> Level:
+    """Try what works on this host, once; `reason` says why it is not more.
+
+    Takes some tenths of a second the first time.
+    """
+    tools: tuple[Tool, ...] = ("bubblewrap", "namespaces")
+    problems: list[str] = []
+    for tool in tools:
+        problem = _probe(tool)
+        if not problem:
+            return Level("sandbox", tool, "; ".join((*problems, f"{tool} works")))
+        problems.append(f"{tool}: {problem}")
+    return Level("none", "", "; ".join(problems))
+
+
+def _ordered(mounts: Mounts) -> list[list[str]]:
+    """Return [kind, source, target] so that what lies deeper is mounted later.
+
+    Only what a cover would hide needs a mount of its own; the rest of the host is there anyway.
+    """
+    hidden = {os.path.realpath(path) for path in mounts.hidden if path.is_dir()}
+    covers = {*hidden, "/run", os.path.realpath(SCRATCH_AT)}
+    found: list[tuple[int, int, list[str]]] = []
+
+    def add(kind: str, source: Path | str, target: str) -> None:
+        # At the same place the last counts: hiding beats showing.
+        rank = ("read", "write", "hide").index(kind)
+        found.append((target.rstrip("/").count("/"), rank, [kind, str(source), target]))
+
+    for path in {*hidden, "/run"}:
+        add("hide", path, path)
+    add("write", os.path.realpath(mounts.scratch), os.path.realpath(SCRATCH_AT))
+    for path in {os.path.realpath(path) for path in mounts.read_only}:
+        if any(path.startswith(f"{cover}/") for cover in covers):
+            add("read", path, path)
+    for path in {os.path.realpath(path) for path in mounts.writable}:
+        add("write", path, path)
+    return [entry for _, _, entry in sorted(found)]
+
+
+def _bubblewrap(mounts: list[list[str]]) -> list[str]:
+    argv = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--cap-drop", "ALL"]
+    argv += [f"--unshare-{name}" for name in ("user", "pid", "net", "ipc")]
+    argv += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--remount-ro", "/proc"]
+    for device in _gpu_devices():
+        argv += ["--dev-bind", device, device]
+    options = {"read": "--ro-bind", "write": "--bind"}
+    for kind, source, target in mounts:
+        argv += ["--tmpfs", target] if kind == "hide" else [options[kind], source, target]
+    for kind, _, target in mounts:
+        if kind == "hide":
+            argv += ["--remount-ro", target]
+    return [*argv, "--chdir", str(SCRATCH_AT)]
+
+
+def _gpu_devices() -> list[str]:
+    return sorted(path for pattern in _GPUS for path in glob.glob(pattern))
+
+
+_PROBE = """
+import os, socket, sys
+hidden, shown, written = sys.argv[1:]
+def refused(action):
+    try:
+        action()
+    except OSError:
+        return True
+    return False
+assert not os.listdir(hidden), "hidden folders stay visible"
+assert open(shown).read() == "shown", "data is not visible"
+assert refused(lambda: open(shown, "a")), "data is writable"
+assert refused(lambda: os.mkdir("/flplatform-probe")), "the host is writable"
+open(written + "/file", "w").close()
+names = [name for _, name in socket.if_nameindex()]
+assert names == ["lo"], "the network is reachable"
+assert os.getpid() < 10, "other processes are visible"
+"""
+
+
+def _probe(tool: Tool) -> str:
+    """Return why `tool` does not keep its promises here; empty if it does."""
+    if tool == "bubblewrap" and shutil.which("bwrap") is None:
+        return "not installed"
+    with tempfile.TemporaryDirectory(prefix="flp-probe-") as name:
+        folder = Path(name).resolve()
+        scratch, written, shown = folder / "scratch", folder / "written", folder / "shown"
+        scratch.mkdir()
+        written.mkdir()
+        shown.write_text("shown")
+        # Any folder with something in it does to be hidden.
+        hidden = LAUNCHER.parent
+        mounts = Mounts(scratch, (shown,), (written,), (hidden,))
+        python = [sys.executable, "-I", "-S", "-c", _PROBE, str(hidden), str(shown), str(written)]
+        argv = command(Level("sandbox", tool), mounts, python)
+        try:
+            result = subprocess.run(
+                argv, capture_output=True, timeout=PROBE_TIMEOUT_S, cwd="/", check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        lines = result.stderr.decode(errors="replace").strip().splitlines()
+        if result.returncode == 0:
+            return ""
+        return lines[-1][:300] if lines else f"exit status {result.returncode}"

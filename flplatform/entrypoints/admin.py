@@ -1,0 +1,12 @@
+"""`fl_admin KIT`: the console."""
+
+from flplatform.admin.console.main import app
+
+
+def main() -> None:
+    """Run the console whose kit is named on the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

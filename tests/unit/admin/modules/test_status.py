@@ -1,0 +1,128 @@
+import pytest
+
+from flplatform.core.control import SiteReply
+from tests.support.control import ENDED, run, site
+from tests.unit.admin.conftest import SIGNED
+
+
+def said(**report) -> SiteReply:
+    return SiteReply("ok", {"runs": [report] if report else [], "isolation": "sandbox"})
+
+
+@pytest.fixture
+def busy(control):
+    control.run_views[3] = run(3, targets=("a", "b", "c"), waiting=("b",))
+    control.site_views = [site("a"), site("b"), site("c", certificate_days=27.0)]
+    control.run_views[3] = run(
+        3,
+        targets=("a", "b", "c"),
+        answers={"a": "ok", "b": "ok", "c": "declined: policy byoc: no foreign code"},
+    )
+    control.replies = {
+        "a": said(run=3, round=7, phase="uploading", since_s=0.3),
+        "b": said(run=3, round=7, phase="training", since_s=184.0),
+        "c": said(),
+    }
+    return control
+
+
+def test_every_target_has_a_row_with_what_it_does(console, busy):
+    reply = console("check_status all")
+    assert reply.rows["server"]["cells"] == {
+        "state": "serving",
+        "run": 3,
+        "round": "7/20",
+        "phase": "training: 1 of 2 updates",
+        "since": None,
+        "last_seen": None,
+        "cert": "341 d",
+    }
+    assert reply.rows["a"]["cells"] == {
+        "state": "training",
+        "run": 3,
+        "round": "7",
+        "phase": "uploading",
+        "since": "0.3 s",
+        "last_seen": "0.4 s",
+        "cert": "341 d",
+    }
+    assert reply.rows["b"]["cells"]["since"] == "3 min"
+    assert reply.rows["c"]["cells"]["state"] == "idle"
+    assert reply.rows["c"]["cells"]["phase"] == "declined run 3"
+    assert reply.rows["c"]["cells"]["cert"] == "27 d !"
+    assert reply.code == 0
+    assert busy.asked == [(("a", "b", "c"), "check_status", SIGNED)]
+
+
+def test_the_data_has_numbers_and_no_whole_digest(console, busy):
+    data = console("check_status all").data("runs")
+    assert data[0]["waiting"] == ("b",)
+    assert data[0]["model_digest"] == "blake3:555555555555"
+
+
+def test_a_silent_site_keeps_its_last_heartbeat_in_sight(console, busy):
+    del busy.replies["b"]
+    busy.site_views[1] = site("b", runs=((3, 6, "training", 40.0),), last_seen_s=43.0)
+    row = console("check_status client b").rows["b"]
+    assert (row["status"], row["detail"]) == ("no_reply", "after 2.0 s")
+    assert (row["cells"]["round"], row["cells"]["since"]) == ("6", "40.0 s")
+    assert row["cells"]["last_seen"] == "43.0 s"
+
+
+def test_a_site_that_refuses_says_by_which_rule(console, busy):
+    busy.replies["a"] = SiteReply("refused", message="amy may not", rule="policy commands: view")
+    reply = console("check_status client a b")
+    assert reply.statuses["a"] == "refused rule policy commands: view: amy may not"
+    assert reply.statuses["b"] == "ok"
+    assert reply.code == 1
+
+
+def test_sites_that_are_not_there_are_named_too(console, busy):
+    busy.site_views = [site("a"), site("b", state="expected", last_seen_s=None)]
+    reply = console("check_status client")
+    assert reply.statuses == {
+        "a": "ok",
+        "b": "error not connected",
+        "c": "error not connected",
+    }
+    assert reply.rows["b"]["cells"]["state"] == "expected"
+    assert reply.rows["c"]["cells"]["state"] == "away"
+    assert busy.asked[0][0] == ("a",)
+
+
+def test_an_unknown_site_is_answered_with_the_nearest(console, control):
+    control.site_views = [site("cleveland")]
+    reply = console("check_status client clevland")
+    assert reply.statuses == {"clevland": "unknown site (did you mean cleveland?)"}
+    assert reply.code == 1
+
+
+def test_a_disabled_site_says_so(console, control):
+    control.site_views = [site("a", state="disabled")]
+    control.replies["a"] = said()
+    assert console("check_status client a").rows["a"]["cells"]["state"] == "disabled"
+
+
+def test_without_a_run_the_server_says_so(console):
+    cells = console("check_status server").rows["server"]["cells"]
+    assert (cells["run"], cells["phase"]) == (None, "no run active")
+
+
+def test_with_several_runs_the_session_chooses(console, control):
+    control.run_views = {3: run(3), 4: run(4, status="deploying", round=0, accepted=())}
+    assert console("check_status server").rows["server"]["cells"]["phase"] == "2 runs active"
+    cells = console("check_status server", run=4).rows["server"]["cells"]
+    assert (cells["run"], cells["phase"]) == (4, "deploying: 0 of 1 answers")
+
+
+def test_the_sessions_run_may_have_ended_or_not_exist(console, control):
+    control.run_views = {3: run(3, **ENDED)}
+    assert console("check_status server", run=3).rows["server"]["cells"]["phase"] == "finished"
+    assert console("check_status server", run=9).rows["server"]["cells"]["run"] is None
+
+
+def test_nonsense_from_a_site_is_left_out(console, control):
+    control.replies["a"] = SiteReply(
+        "ok", {"runs": ["x", {"run": 3}, {"run": 1, "round": "?", "phase": 1, "since_s": 2}]}
+    )
+    assert console("check_status client a").rows["a"]["cells"]["state"] == "idle"

@@ -1,0 +1,64 @@
+from types import SimpleNamespace
+
+import pytest
+
+from flplatform.admin.transfers import Transfers
+from flplatform.core.config import ServerLimits
+from flplatform.core.errors import (
+    InvalidArgumentError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+)
+from flplatform.core.messages import ModelRef
+from tests.unit.admin.conftest import USERS, session_of
+
+ID = "0123456789abcdef" * 2
+
+
+def who(name: str) -> SimpleNamespace:
+    return SimpleNamespace(identity=USERS[name])
+
+
+@pytest.fixture
+def transfers(console):
+    limits = ServerLimits(max_job_bytes=100, max_model_bytes=1000)
+    return Transfers(console.rights, limits, lambda caller: session_of(caller.identity.name))
+
+
+def test_uploads_of_a_submission_are_admitted(transfers):
+    transfers.admit(who("amy"), f"{ID}/job", ModelRef("x", 100))
+    transfers.admit(who("lea"), f"{ID}/model", ModelRef("x", 1000))
+
+
+@pytest.mark.parametrize(
+    "transfer_id",
+    [f"{ID}/code", ID, f"{ID}/job/x", f"{ID.upper()}/job", "1/2/train/a", f"{ID}/job\n"],
+)
+def test_other_uploads_are_not(transfers, transfer_id):
+    with pytest.raises(InvalidArgumentError, match="SUBMISSION"):
+        transfers.admit(who("amy"), transfer_id, ModelRef("x", 1))
+
+
+@pytest.mark.parametrize(("part", "size"), [("job", 101), ("model", 1001)])
+def test_too_large(transfers, part, size):
+    with pytest.raises(ResourceExhaustedError) as caught:
+        transfers.admit(who("amy"), f"{ID}/{part}", ModelRef("x", size))
+    assert caught.value.rule == f"max_{part}_bytes"
+
+
+@pytest.mark.parametrize("name", ["oli", "max"])
+def test_who_may_not_submit_may_not_upload(transfers, name):
+    with pytest.raises(PermissionDeniedError):
+        transfers.admit(who(name), f"{ID}/job", ModelRef("x", 1))
+
+
+def test_a_grant_is_of_one_session_and_ends_with_it(transfers):
+    transfers.grant(session_of("amy"), "d1")
+    transfers.release(who("amy"), "d1")
+    for name, digest in (("amy", "d2"), ("lea", "d1")):
+        with pytest.raises(PermissionDeniedError, match="not granted"):
+            transfers.release(who(name), digest)
+    transfers.end_session(session_of("amy"))
+    transfers.end_session(session_of("amy"))
+    with pytest.raises(PermissionDeniedError):
+        transfers.release(who("amy"), "d1")

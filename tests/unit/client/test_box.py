@@ -1,0 +1,176 @@
+"""The exchange folders, with whatever a job's code may put into them."""
+
+import os
+import shutil
+import socket
+
+import pytest
+
+from flplatform.client import box as module
+from flplatform.client.box import Box, copy_folder, current_state, remove
+from flplatform.core.errors import InvalidArgumentError, ResourceExhaustedError
+
+
+@pytest.fixture
+def box(tmp_path):
+    return Box(tmp_path / "run")
+
+
+@pytest.fixture
+def work(tmp_path):
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def test_prepare_offers_the_model_and_a_copy_of_the_state(box, tmp_path):
+    model, state = tmp_path / "model", tmp_path / "state"
+    model.write_bytes(b"weights")
+    (state / "user" / "deep").mkdir(parents=True)
+    (state / "user" / "deep" / "tool").write_text("#!")
+    (state / "user" / "deep" / "tool").chmod(0o755)
+    (state / "user" / "link").symlink_to("/nowhere")
+    (box.box / "leftover").mkdir()
+    box.prepare(model, state, 100)
+    assert (box.inbox / "model.safetensors").samefile(model)
+    copy = box.box / "state" / "user"
+    assert (copy / "deep" / "tool").stat().st_mode & 0o777 == 0o700
+    assert not (copy / "deep" / "tool").samefile(state / "user" / "deep" / "tool")
+    assert os.readlink(copy / "link") == "/nowhere"
+    assert [path.name for path in box.box.iterdir()] == ["state"]
+    box.prepare(None, None, 100)
+    assert list(box.inbox.iterdir()) == []
+    assert list((box.box / "state").iterdir()) == [box.box / "state" / "user"]
+
+
+def test_a_model_on_another_file_system_is_copied(box, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.write_bytes(b"weights")
+
+    def refused(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refused)
+    box.prepare(model, None, 100)
+    assert (box.inbox / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_collect_copies(box, work):
+    box.prepare(None, None, 100)
+    (box.box / "result.safetensors").write_bytes(b"weights")
+    (box.box / "state" / "user" / "counter").write_text("1")
+    box.collect_model(work, 7)
+    box.collect_state(work, 1)
+    (box.box / "result.safetensors").write_bytes(b"other")
+    box.clear()
+    assert (work / "result.safetensors").read_bytes() == b"weights"
+    assert (work / "state" / "user" / "counter").read_text() == "1"
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def bound(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+ODD = {
+    "link": lambda path: path.symlink_to("/etc/passwd"),
+    "fifo": fifo,
+    "socket": bound,
+    "folder": lambda path: path.mkdir(),
+    "nothing": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_results_are_refused(box, work, odd):
+    ODD[odd](box.box / "result.safetensors")
+    with pytest.raises(InvalidArgumentError, match="result.safetensors"):
+        box.collect_model(work, 1 << 30)
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("odd", ["fifo", "socket"])
+def test_odd_state_is_refused(box, work, odd):
+    box.prepare(None, None, 100)
+    ODD[odd](box.box / "state" / "odd")
+    with pytest.raises(InvalidArgumentError, match="odd"):
+        box.collect_state(work, 1 << 30)
+
+
+def test_state_that_is_a_link_is_refused(box, work):
+    box.prepare(None, None, 100)
+    shutil.rmtree(box.box / "state")
+    (box.box / "state").symlink_to("/etc")
+    with pytest.raises(InvalidArgumentError, match="state"):
+        box.collect_state(work, 1 << 30)
+
+
+def test_sizes_are_bounded_before_anything_is_copied(box, work, monkeypatch):
+    box.prepare(None, None, 100)
+    with (box.box / "result.safetensors").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ResourceExhaustedError, match="the model is larger"):
+        box.collect_model(work, 1 << 30)
+    for name in "abc":
+        (box.box / "state" / name).write_text("12345")
+    with pytest.raises(ResourceExhaustedError, match="the state is larger than 14 bytes"):
+        box.collect_state(work, 14)
+    monkeypatch.setattr(module, "MAX_FILES", 3)
+    shutil.rmtree(work / "state")
+    with pytest.raises(ResourceExhaustedError, match="more than 3 files"):
+        box.collect_state(work, 1000)
+
+
+def test_depth_is_bounded(tmp_path):
+    deep = tmp_path / "deep" / "/".join("d" * 70)
+    deep.mkdir(parents=True)
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(InvalidArgumentError, match="deeper than 64"):
+        copy_folder(tmp_path / "deep", tmp_path / "copy", 100)
+
+
+def test_copying_between_file_systems(box, work, monkeypatch):
+    def refused(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "copy_file_range", refused)
+    (box.box / "result.safetensors").write_bytes(b"w" * 100_000)
+    box.collect_model(work, 100_000)
+    assert (work / "result.safetensors").read_bytes() == b"w" * 100_000
+
+
+def test_remove_takes_back_the_rights_it_needs(tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    kept.mkdir(0o755)
+    locked = tmp_path / "locked"
+    (locked / "inner").mkdir(parents=True)
+    (locked / "inner" / "file").touch()
+    (locked / "link").symlink_to(kept)
+    (locked / "inner").chmod(0)
+    locked.chmod(0o500)
+    real, refusals = shutil.rmtree, []
+
+    def refusing_once(path, *arguments, **options):
+        # What an ordinary user meets; root would not.
+        if not refusals:
+            refusals.append(path)
+            raise PermissionError(13, "Permission denied")
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", refusing_once)
+    remove(locked)
+    assert not locked.exists()
+    assert refusals == [locked]
+    assert kept.stat().st_mode & 0o777 == 0o755
+    remove(tmp_path / "nothing")
+
+
+def test_current_state(tmp_path):
+    assert current_state(tmp_path / "none") is None
+    assert current_state(tmp_path) is None
+    for name in ("9", "10", "x"):
+        (tmp_path / name).mkdir()
+    assert current_state(tmp_path) == tmp_path / "10"

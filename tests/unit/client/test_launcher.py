@@ -1,0 +1,110 @@
+"""The launcher, run as it is: by path, without site packages."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flplatform.client.sandbox import LAUNCHER
+
+
+def argv(*command: str, mounts=(), parent: int | None = None) -> list[str]:
+    plan = {"parent": parent or os.getpid(), "mounts": mounts, "devices": [], "folder": "/tmp"}
+    return [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(plan), *command]
+
+
+def sleeping(seconds: str) -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"] == ["sleep", seconds]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 7", 7), ("kill -9 $$", 137), ("kill -11 $$", 139), ("true", 0)]
+)
+def test_the_status_is_that_of_the_command(script, status):
+    assert subprocess.run(argv("/bin/sh", "-c", script)).returncode == status
+
+
+def test_what_the_command_leaves_is_killed():
+    script = "sleep 86301 & setsid sleep 86301 & (env -i setsid sleep 86301 &) ; sleep 0.2; exit 3"
+    result = subprocess.run(argv("/bin/sh", "-c", script), capture_output=True, timeout=10)
+    assert result.returncode == 3
+    assert sleeping("86301") == []
+
+
+def test_sigterm_kills_all():
+    process = subprocess.Popen(argv("/bin/sh", "-c", "trap '' TERM; setsid sleep 86302 & wait"))
+    while not sleeping("86302"):
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(5) == 128 + signal.SIGTERM
+    assert sleeping("86302") == []
+
+
+def test_no_command():
+    result = subprocess.run(argv("/nowhere"), capture_output=True, text=True)
+    assert result.returncode == 127
+    assert result.stderr == "/nowhere: No such file or directory\n"
+
+
+def test_a_parent_that_is_gone_already():
+    assert subprocess.run(argv("/bin/true", parent=1 << 22)).returncode == 125
+
+
+def test_a_mount_that_fails_is_told():
+    mounts = [["read", "/nowhere", "/nowhere"]]
+    result = subprocess.run(argv("/bin/true", mounts=mounts), capture_output=True, text=True)
+    assert result.returncode == 125
+    assert result.stderr.startswith("sandbox: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is run by an ordinary user anyway")
+def test_an_ordinary_user_gets_the_same():
+    """The other tests here run as root; its rights must not be what makes them pass."""
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if python is None or not Path(python).resolve().is_relative_to("/usr"):
+        pytest.skip("no interpreter that another user may run")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        launcher = folder / "launcher.py"
+        shutil.copy(LAUNCHER, launcher)
+        for sub in ("scratch", "kit"):
+            (folder / sub).mkdir()
+            os.chown(folder / sub, 65534, 65534)
+        (folder / "kit" / "key").write_text("secret")
+        mounts = [
+            ["write", str(folder / "scratch"), "/tmp"],
+            ["hide", str(folder / "kit"), str(folder / "kit")],
+        ]
+        program = (
+            "import json, os, subprocess, sys;"
+            f"plan = dict(parent=os.getpid(), mounts={mounts!r}, devices=[], folder='/tmp');"
+            f"script = 'id -u; ls {folder / 'kit'}; touch /tmp/mine && echo $$';"
+            f"sys.exit(subprocess.call([{python!r}, '-I', '-S', {str(launcher)!r},"
+            " json.dumps(plan), '/bin/sh', '-c', script]))"
+        )
+        result = subprocess.run(
+            [python, "-I", "-c", program],
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            cwd="/",
+        )
+        if "unshare: Operation not permitted" in result.stderr:
+            pytest.skip("this kernel lets only root make user namespaces")
+        assert (result.stdout, result.stderr) == ("65534\n2\n", "")
+        assert (folder / "scratch" / "mine").exists()

@@ -1,0 +1,226 @@
+"""The spool: whole entries, settled for good, at any kill."""
+
+import os
+import shutil
+
+import pytest
+
+from flplatform.client.box import current_state
+from flplatform.client.spool import Spool, SpooledResult
+from flplatform.core.errors import AlreadyExistsError, DataLossError, NotFoundError
+from flplatform.core.messages import ModelRef, TaskId
+
+TASK = TaskId(7, 1, "train", "site-1")
+NEXT = TaskId(7, 2, "train", "site-1")
+MODEL = b"weights"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder, with a committed state."""
+    folder = tmp_path / "runs" / "run-7"
+    (folder / "state" / "4").mkdir(parents=True)
+    (folder / "state" / "4" / "counter").write_text("old")
+    return folder
+
+
+def make_work(tmp_path, state="new"):
+    work = tmp_path / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    (work / "result.safetensors").write_bytes(MODEL)
+    if state:
+        (work / "state" / "user").mkdir(parents=True)
+        (work / "state" / "counter").write_text(state)
+        (work / "state" / "user" / "link").symlink_to("/nowhere")
+    return work
+
+
+def result(task_id=TASK):
+    blob = ModelRef("blake3:" + "0" * 64, len(MODEL))
+    return SpooledResult(task_id, blob, 3, {"loss": 0.5}, {"acc": 1.0}, 2, "blake3:" + "1" * 64)
+
+
+def counter(run):
+    return (current_state(run / "state") / "counter").read_text()
+
+
+def assert_clean(tmp_path):
+    for name in ("adopting", "trash"):
+        assert list((tmp_path / "spool" / name).iterdir()) == []
+
+
+def test_an_entry_survives_and_settles(tmp_path, run):
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(NEXT), make_work(tmp_path))
+    spool.commit(result(), make_work(tmp_path))
+    assert not (tmp_path / "work").exists()
+    spool = Spool(tmp_path / "spool")
+    assert spool.entries() == [result(), result(NEXT)]
+    assert spool.get(TASK) == result()
+    assert spool.file(TASK).read_bytes() == MODEL
+    spool.settle(TASK, run / "state")
+    assert spool.entries() == [result(NEXT)]
+    assert counter(run) == "new"
+    assert [path.name for path in (run / "state").iterdir()] == ["5"]
+    spool.settle(NEXT, None)
+    assert spool.get(NEXT) is None
+    assert counter(run) == "new"
+    assert_clean(tmp_path)
+    with pytest.raises(NotFoundError):
+        spool.settle(NEXT, None)
+
+
+def test_a_result_may_have_no_model_and_no_state(tmp_path, run):
+    spool = Spool(tmp_path / "spool")
+    work = make_work(tmp_path, state="")
+    (work / "result.safetensors").unlink()
+    plain = SpooledResult(TASK, None, 3)
+    spool.commit(plain, work)
+    assert Spool(tmp_path / "spool").get(TASK) == plain
+    spool.settle(TASK, run / "state")
+    assert counter(run) == "old"
+
+
+def test_the_first_state_of_a_run(tmp_path, run):
+    shutil.rmtree(run / "state")
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    spool.settle(TASK, run / "state")
+    assert [path.name for path in (run / "state").iterdir()] == ["1"]
+    assert counter(run) == "new"
+
+
+def test_a_task_has_one_entry(tmp_path):
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    with pytest.raises(AlreadyExistsError):
+        spool.commit(result(), make_work(tmp_path))
+
+
+def test_drop_run_leaves_other_runs(tmp_path):
+    other = TaskId(77, 1, "train", "site-1")
+    spool = Spool(tmp_path / "spool")
+    for task_id in (TASK, NEXT, other):
+        spool.commit(result(task_id), make_work(tmp_path))
+    spool.drop_run(7)
+    assert spool.entries() == [result(other)]
+    assert_clean(tmp_path)
+
+
+def test_the_state_of_a_run_that_has_ended_is_dropped(tmp_path, run):
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    shutil.rmtree(run)
+    spool.settle(TASK, run / "state")
+    assert not run.exists()
+    assert_clean(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["json", "size", "missing"])
+def test_a_damaged_entry_is_told_and_dropped_at_opening(tmp_path, damage, caplog):
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    file = spool.file(TASK)
+    if damage == "json":
+        (file.parent / "result.json").write_text("{}")
+    elif damage == "size":
+        file.write_bytes(b"")
+    else:
+        file.unlink()
+    with pytest.raises(DataLossError):
+        spool.get(TASK)
+    assert Spool(tmp_path / "spool").entries() == []
+    assert "its task will be done again" in caplog.text
+
+
+def test_a_spool_may_be_moved_with_its_runs(tmp_path, run, monkeypatch):
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    monkeypatch.setattr(spool, "_adopt", None)  # a kill right after the decision
+    with pytest.raises(TypeError):
+        spool.settle(TASK, run / "state")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("spool", "runs"):
+        (tmp_path / name).rename(moved / name)
+    assert Spool(moved / "spool").entries() == []
+    assert counter(moved / "runs" / "run-7") == "new"
+
+
+class Kill(BaseException):
+    """Instead of the k-th system call, and of all later ones."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Makes the process 'die' before the k-th call that changes the disk."""
+    names = ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir", "open")
+    left = [10**9]
+
+    def dying(call):
+        def wrapper(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Kill
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name in names:
+        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+
+    def arm(calls):
+        left[0] = calls
+
+    return arm
+
+
+OPERATIONS = {
+    "commit": lambda spool, tmp_path, run: spool.commit(result(NEXT), tmp_path / "work"),
+    "adopt": lambda spool, tmp_path, run: spool.settle(TASK, run / "state"),
+    "drop": lambda spool, tmp_path, run: spool.settle(TASK, None),
+    "drop_run": lambda spool, tmp_path, run: spool.drop_run(7),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_kill_anywhere_leaves_it_whole_or_done(tmp_path, kill_at, operation):
+    seen = set()
+    for calls in range(1000):
+        folder = tmp_path / str(calls)
+        run = folder / "runs" / "run-7"
+        (run / "state" / "4").mkdir(parents=True)
+        (run / "state" / "4" / "counter").write_text("old")
+        spool = Spool(folder / "spool")
+        spool.commit(result(), make_work(folder))
+        make_work(folder)
+        kill_at(calls)
+        try:
+            OPERATIONS[operation](spool, folder, run)
+            killed = False
+        except Kill:
+            killed = True
+        kill_at(10**9)
+        spool = Spool(folder / "spool")
+        assert_clean(folder)
+        seen.add((*map(str, (entry.task_id for entry in spool.entries())), counter(run)))
+        for entry in spool.entries():
+            assert spool.file(entry.task_id).read_bytes() == MODEL
+            assert (spool.file(entry.task_id).parent / "state" / "counter").read_text() == "new"
+        if operation == "adopt" and killed and spool.get(TASK):
+            spool.settle(TASK, run / "state")
+            assert counter(run) == "new"
+        if not killed:
+            break
+    task, following = str(TASK), str(NEXT)
+    assert calls > 5
+    assert (
+        seen
+        == {
+            "commit": {(task, "old"), (task, following, "old")},
+            "adopt": {(task, "old"), ("new",)},
+            "drop": {(task, "old"), ("old",)},
+            "drop_run": {(task, "old"), ("old",)},
+        }[operation]
+    )

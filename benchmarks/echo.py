@@ -1,6 +1,5 @@
 """The echo round: real processes through the real task loop; sites return what they received."""
 
-import json
 import shutil
 import sqlite3
 import statistics
@@ -9,6 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+import yaml
 
 from benchmarks import bare_tls
 from workspaces.running import ADMIN, Federation
@@ -70,13 +71,9 @@ def measure(sites: int, size_mb: int, rounds: int) -> Echo:
 def _write_job(federation: Federation, sites: int, size_mb: int, rounds: int) -> None:
     job = federation.kit(ADMIN) / "transfer" / "echo"
     shutil.copytree(ECHO, job, ignore=shutil.ignore_patterns("__pycache__"))
-    settings = json.loads(json.dumps({"size_mb": size_mb}))
-    lines = []
-    for line in (job / "job.yml").read_text().splitlines():
-        key = line.split(":")[0]
-        values = {"rounds": rounds, "min_clients": sites, "args": json.dumps(settings)}
-        lines.append(f"{key}: {values[key]}" if key in values else line)
-    (job / "job.yml").write_text("\n".join(lines) + "\n")
+    spec = yaml.safe_load((job / "job.yml").read_text())
+    spec |= {"rounds": rounds, "min_clients": sites, "args": {"size_mb": size_mb}}
+    (job / "job.yml").write_text(yaml.safe_dump(spec))
 
 
 def _events(federation: Federation) -> list[tuple[str, datetime]]:

@@ -39,6 +39,7 @@ from flplatform.client.sandbox import (
     Mounts,
     available_level,
     command,
+    environment,
     interpreter_folders,
     make_scratch,
     seen_at,
@@ -62,10 +63,6 @@ START_TIMEOUT_S = 600.0
 """For the imports of the job's code, which on a cold disk take minutes with some frameworks."""
 END_TIMEOUT_S = 2.0
 """For what is left to read of a process that has ended, or the end of one that has hung up."""
-KEPT_VARIABLES = (
-    *("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME"),
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +228,12 @@ class RunProcess:
             self._log.note(f"task {task.id} failed: {outcome.error}")
         return outcome
 
-    async def abort(self, grace_s: float = 10.0) -> None:
+    async def abort(self, grace_s: float = 8.0) -> None:
         """End the process and everything that it started; idempotent.
 
         SIGTERM to the process that runs the job's code; if it is not gone after `grace_s`
-        seconds, SIGKILL to the whole tree. A waiting `execute` raises RunProcessCrashed.
+        seconds, SIGKILL to the whole tree: with the default nothing is left after ten seconds.
+        A waiting `execute` raises RunProcessCrashed.
         """
         self._why = self._why or "was aborted"
         if self._end is not None:
@@ -300,7 +298,7 @@ class RunProcess:
         note(f"process starts, isolation {level.name}")
         self._tree = await ProcessTree.start(
             command(level, mounts, argv),
-            environment=_environment(spec.environment, scratch, library),
+            environment=environment(spec.environment, scratch, library),
             folder=self._scratch,
             mark=self.mark,
             on_output=self._log.feed,
@@ -323,8 +321,10 @@ class RunProcess:
         if conversation.leader is not None:
             await asyncio.wait({conversation.over}, timeout=END_TIMEOUT_S)
         why = f"the run process {conversation.fault or self._why or _describe(status)}"
-        self._log.note(why)
         tail = self._log.tail
+        if conversation.leader is None and tail:
+            why += f" before it began: {tail.splitlines()[-1]:.300}"
+        self._log.note(why)
         self._resources.close()
         return RunProcessCrashed(why, tail)
 
@@ -400,21 +400,6 @@ def _package() -> Path:
 def _remove(scratch: Path) -> None:
     with contextlib.suppress(OSError, FLError):  # it lies in a temporary folder
         remove(scratch)
-
-
-def _environment(environment: Environment, scratch: str, library: Path) -> dict[str, str]:
-    """Return all that a run process inherits: nothing of the site's secrets."""
-    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return {
-        **kept,
-        "HOME": scratch,
-        "TMPDIR": scratch,
-        "PYTHONPATH": str(library),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",  # the order of sets is part of a reproducible job
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, environment.gpus)),
-    }
 
 
 def _describe(status: int) -> str:

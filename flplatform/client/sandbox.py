@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from flplatform.client.box import remove
-from flplatform.core.config import Isolation
+from flplatform.core.config import Environment, Isolation
 from flplatform.core.errors import FLError
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -31,6 +31,10 @@ SCRATCH_AT = Path("/tmp")  # noqa: S108 - the job's own /tmp
 MAX_SCRATCH_PATH = 95
 """Bytes; the path of a unix socket in it may have 107."""
 PROBE_TIMEOUT_S = 20.0
+KEPT_VARIABLES = (
+    *("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+)
 _GPUS = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
 Tool = Literal["bubblewrap", "namespaces", ""]
 
@@ -103,6 +107,27 @@ def make_scratch(prefix: str) -> Path:
 def seen_at(level: Level, scratch: Path) -> Path:
     """Return the path under which the run process sees its scratch folder."""
     return scratch if level.name == "none" else SCRATCH_AT
+
+
+def environment(given: Environment, scratch: str, library: Path) -> dict[str, str]:
+    """Return all environment variables of a run process: none of the site's secrets.
+
+    Args:
+        given: what the site gives the job.
+        scratch: where the process sees its scratch folder: its home and temporary folder.
+        library: folder in which `import flplatform` finds this package.
+    """
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return {
+        **kept,
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "PYTHONPATH": str(library),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",  # the order of a set is part of a reproducible job
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, given.gpus)),
+    }
 
 
 def interpreter_folders(python: str) -> tuple[Path, ...]:

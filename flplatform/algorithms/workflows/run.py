@@ -129,14 +129,18 @@ def classify(state: RunState, task_id: TaskId, mark: str) -> bool:
 
 def _check_train(state: RunState, task_id: TaskId) -> None:
     current = state.open_round
-    number = current.opened.round if current else state.round
-    if task_id.round < number or (task_id.round == number and (not current or current.closed)):
+    over = current is None or current.closed is not None
+    if task_id.round < state.round or (task_id.round == state.round and over):
         raise FailedPreconditionError(
             f"round {task_id.round} of run {state.run} is closed: the update is stale",
             rule="stale_round",
             hint="drop it and take the next task",
         )
-    if not current or task_id.round > number or task_id.site not in current.opened.participants:
+    if (
+        current is None
+        or task_id.round > state.round
+        or task_id.site not in current.opened.participants
+    ):
         raise FailedPreconditionError(
             f"task {task_id} was never offered", rule="unknown_task", hint="drop the result"
         )
@@ -284,8 +288,6 @@ def _advance(draft: Draft, fired: Timers) -> None:
         elif not _STEPS[draft.state.step_name].advance(draft, fired):
             return
         following = draft.state.step + 1
-        if draft.state.ended:
-            return
         if following == len(draft.state.job.workflow):
             draft.end("finished", "all steps done")
         else:

@@ -63,9 +63,9 @@ STRAYS = """
 import os, subprocess, sys
 
 def train(model, context):
-    subprocess.Popen(["sleep", "86399"], start_new_session=True)
+    subprocess.Popen(["sleep", context.args["sleep"]], start_new_session=True)
     # A daemon, orphaned, without the mark of its run.
-    subprocess.run(["sh", "-c", "setsid sleep 86399 & "], env={})
+    subprocess.run(["sh", "-c", f"setsid sleep {context.args['sleep']} & "], env={})
     print("strays are there", flush=True)
     if context.args["end"] == "hang":
         while True:
@@ -81,12 +81,18 @@ def train(model, context):
 """
 
 
-def strays() -> list[int]:
+def strays(seconds: str) -> list[int]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] == ["sleep", "86399"] and process.status() != "zombie":
+        if process.info["cmdline"] == ["sleep", seconds] and process.status() != "zombie":
             found.append(process.pid)
     return found
+
+
+@pytest.fixture
+def seconds():
+    """For how long this test's strays sleep: that is how they are told from others."""
+    return f"{10**6 + os.getpid()}.{time.monotonic_ns()}"
 
 
 def eventually(condition, patience_s=5.0):
@@ -209,17 +215,19 @@ def test_a_crash_is_told_with_the_last_lines(site, isolation, end, why):
 
 
 @pytest.mark.parametrize("end", ["hang", "deaf", "exit"])
-def test_nothing_outlives_an_abort_or_a_crash(site, isolation, end):
+def test_nothing_outlives_an_abort_or_a_crash(site, isolation, end, seconds):
     async def run():
-        process = RunProcess(site.spec(STRAYS, isolation=isolation, args={"end": end}))
+        args = {"end": end, "sleep": seconds}
+        process = RunProcess(site.spec(STRAYS, isolation=isolation, args=args))
         await process.start(30)
         task = asyncio.create_task(site.do(process, "train", site.model()))
         await printed(site, "strays are there")
         if end != "exit":
-            assert eventually(lambda: len(strays()) == 2)
+            assert eventually(lambda: len(strays(seconds)) == 2)
             began = time.monotonic()
-            await process.abort(1)
-            assert (time.monotonic() - began < 0.9) == (end == "hang")
+            await process.abort(0.5 if end == "deaf" else 30)
+            took = time.monotonic() - began
+            assert took >= 0.5 if end == "deaf" else took < 15
         with pytest.raises(RunProcessCrashed):
             await task
         assert left(process) == []
@@ -227,13 +235,13 @@ def test_nothing_outlives_an_abort_or_a_crash(site, isolation, end):
         await process.close()
 
     asyncio.run(run())
-    assert eventually(lambda: not strays())
+    assert eventually(lambda: not strays(seconds))
 
 
 @pytest.mark.parametrize("end", ["hang", "gil"])
-def test_the_end_of_the_parent_is_the_end_of_all(site, isolation, end):
+def test_the_end_of_the_parent_is_the_end_of_all(site, isolation, end, seconds):
     """Killed like this, the parent can do nothing about it; a held GIL stops the watcher."""
-    spec = site.spec(STRAYS, isolation=isolation, args={"end": end})
+    spec = site.spec(STRAYS, isolation=isolation, args={"end": end, "sleep": seconds})
     model = site.model()
     program = f"""
     import asyncio, sys
@@ -263,13 +271,13 @@ def test_the_end_of_the_parent_is_the_end_of_all(site, isolation, end):
         assert eventually(
             lambda: site.log.exists() and "strays are there" in site.log.read_text(), 20
         )
-        assert eventually(lambda: len(strays()) == 2)
+        assert eventually(lambda: len(strays(seconds)) == 2)
     finally:
         parent.kill()
         parent.wait()
     process = RunProcess(spec)
     assert left(process, 5) == []
-    assert eventually(lambda: not strays())
+    assert eventually(lambda: not strays(seconds))
     # Only a folder is left, for the successor to find.
     assert len(scratches(process)) == 1
 
@@ -424,7 +432,7 @@ def test_an_interpreter_that_is_not_there(site):
         process = RunProcess(site.spec(environment=environment))
         with pytest.raises(RunProcessCrashed, match="exit status 127") as caught:
             await process.start(30)
-        assert "/nowhere/bin/python" in caught.value.log_tail
+        assert "began: /nowhere/bin/python" in str(caught.value)
 
     asyncio.run(run())
 

@@ -17,10 +17,12 @@ from flplatform.client.sandbox import (
     Mounts,
     available_level,
     command,
+    environment,
     interpreter_folders,
     make_scratch,
     seen_at,
 )
+from flplatform.core.config import Environment
 
 
 @pytest.fixture
@@ -167,3 +169,14 @@ def test_interpreter_folders(tmp_path):
     (base / "python").touch()
     (env / "python").symlink_to(base / "python")
     assert interpreter_folders(str(env / "python")) == (env.parent, base.parent)
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("FLP_PASSPHRASE", "s3cret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:s3cret@proxy")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    found = environment(Environment(gpus=(0, 2)), "/tmp", Path("/lib"))
+    assert "s3cret" not in str(found)
+    assert found["LANG"] == "C.UTF-8"
+    assert found["CUDA_VISIBLE_DEVICES"] == "0,2"
+    assert (found["HOME"], found["TMPDIR"], found["PYTHONPATH"]) == ("/tmp", "/tmp", "/lib")

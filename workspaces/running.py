@@ -206,7 +206,6 @@ class Federation:
             text=True,
             check=False,
             timeout=300,
-            cwd=self.kit(admin) / "transfer",
         )
 
     def ask(self, line: str, admin: str = ADMIN) -> dict[str, Any]:

@@ -83,6 +83,9 @@ class ConsoleDesk:
         reply = self._console.execute(session, command.order.argv, command, confirmed=confirmed)
         async with aclosing(reply):
             async for item in reply:
+                if item["type"] == "confirm" and command.meant_run:
+                    # A yes must mean the run of the question, whichever is active by then.
+                    yield {"type": "session", "key": "run", "value": command.meant_run}
                 yield item
 
     def complete(self, caller: Caller, kind: str, prefix: str) -> list[str]:

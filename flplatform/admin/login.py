@@ -5,7 +5,7 @@ import json
 import logging
 import secrets
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -98,6 +98,7 @@ class LoginDesk:
         self._users = UserStore(folder / "users.json")
         self._attempts = folder / "login_attempts.json"
         self._saving = asyncio.Lock()
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._throttle = LoginThrottle(limit=limits.login_attempts, window_s=limits.login_lock_s)
         if self._attempts.exists():
             try:
@@ -127,7 +128,8 @@ class LoginDesk:
         me = caller.identity
         try:
             self.challenges.use(nonce, me.fingerprint)
-            await self._prove(caller, password, record, signature)
+            async with self._turns[me.fingerprint]:  # others under way do not count as failed
+                await self._prove(caller, password, record, signature)
         except UnauthenticatedError as error:
             try:
                 await self._note(caller, "denied", error.message)

@@ -27,7 +27,7 @@ class Trust(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ordered:
     """A verified command.
 
@@ -36,12 +36,15 @@ class Ordered:
         signer: who that was.
         signed: the signed bytes, relayed to sites as they are.
         attachment: a second signed order that the command carries; unverified.
+        meant_run: the run that a command without a number turned out to mean; it stays so from
+            the check of rights to the deed.
     """
 
     order: CommandOrder
     signer: Identity
     signed: bytes
     attachment: bytes = b""
+    meant_run: int | None = None
 
 
 _ORDERED: contextvars.ContextVar[Ordered] = contextvars.ContextVar("flplatform_ordered")

@@ -88,9 +88,12 @@ def current_run(control: RunsControl, given: int | None) -> int:
     Raises:
         FailedPreconditionError: there is none, or more than one; the message lists them.
     """
-    run = given or ordered().order.run or only_active(control)
-    if run:
-        return run
+    if given:
+        return given
+    command = ordered()
+    command.meant_run = command.meant_run or command.order.run or only_active(control)
+    if command.meant_run:
+        return command.meant_run
     if active := control.active_runs():
         raise FailedPreconditionError(
             f"several runs are active: {', '.join(map(str, active))}",

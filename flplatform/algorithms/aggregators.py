@@ -47,7 +47,7 @@ class WeightedMeanArgs(Strict):
     """
 
     exclude_vars: NamePattern = ""
-    site_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    site_weights: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = {}
 
 
 class WeightedMean:

@@ -1,10 +1,8 @@
 """The folders that a site shares with a job's code, which may put anything there.
 
-    inbox/model.safetensors      the task's model; read-only for the run process
-    box/result.safetensors       the trained or submitted model
-    box/state/user/              `context.state_dir`
-    box/state/best.safetensors   the best local model so far, or the last one
-    box/state/best.json          its round, metrics and examples
+    inbox/model.safetensors   the task's model; read-only for the run process
+    box/result.safetensors    the trained model
+    box/state/                `context.state_dir`
 
 The site's parent follows no link in the box and takes *copies*: files that nobody else holds
 open, mapped or linked, so that what it checks is what it sends.
@@ -18,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flplatform.client.frames import RESULT_FILE, STATE_FOLDER, USER_STATE
+from flplatform.client.frames import RESULT_FILE, STATE_FOLDER
 from flplatform.core.errors import InvalidArgumentError, ResourceExhaustedError
 from flplatform.files.durable import PRIVATE_DIR, PRIVATE_FILE, private_dir
 
@@ -39,7 +37,7 @@ class Box:
         self.box = private_dir(folder / "box")
 
     def prepare(self, model: Path | None, state: Path | None, max_state_bytes: int) -> None:
-        """Empty the folders, then offer a task's model and a copy of the committed state.
+        """Empty the folders, then offer a task's model and a copy of the user's state.
 
         Raises:
             ResourceExhaustedError: the state is larger than `max_state_bytes`.
@@ -48,13 +46,12 @@ class Box:
         self.clear()
         if model is not None:
             _link(model, self.inbox / MODEL_FILE)
-        target = private_dir(self.box / STATE_FOLDER)
+        private_dir(self.box / STATE_FOLDER)
         if state is not None:
-            copy_folder(state, target, max_state_bytes)
-        private_dir(target / USER_STATE)
+            copy_folder(state, self.box / STATE_FOLDER, max_state_bytes)
 
-    def collect_model(self, work: Path, max_bytes: int) -> None:
-        """Copy the model that a task made into `work`.
+    def collect_model(self, target: Path, max_bytes: int) -> None:
+        """Copy the model that a task made to the file `target`.
 
         Raises:
             InvalidArgumentError: there is none, or something odd lies in its place.
@@ -62,17 +59,17 @@ class Box:
             OSError: the disk is full.
         """
         with _opened(self.box) as box:
-            _copy_file(box, RESULT_FILE, work / RESULT_FILE, _Budget(max_bytes, "the model"))
+            _copy_file(box, RESULT_FILE, target, _Budget(max_bytes, "the model"))
 
-    def collect_state(self, work: Path, max_bytes: int) -> None:
-        """Copy the state that a task left into `work`.
+    def collect_state(self, target: Path, max_bytes: int) -> None:
+        """Copy the user's state that a task left into the new folder `target`.
 
         Raises:
             InvalidArgumentError: something lies there that is neither file, folder nor link.
             ResourceExhaustedError: it is larger than `max_bytes`.
             OSError: the disk is full.
         """
-        copy_folder(self.box / STATE_FOLDER, private_dir(work / STATE_FOLDER), max_bytes)
+        copy_folder(self.box / STATE_FOLDER, private_dir(target), max_bytes)
 
     def clear(self) -> None:
         """Empty both folders.
@@ -83,14 +80,6 @@ class Box:
         for folder in (self.inbox, self.box):
             for entry in folder.iterdir():
                 remove(entry)
-
-
-def current_state(folder: Path) -> Path | None:
-    """Return a run's committed state: the newest of the numbered generations in `folder`."""
-    if not folder.is_dir():
-        return None
-    numbers = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
-    return folder / str(max(numbers)) if numbers else None
 
 
 def copy_folder(source: Path, target: Path, max_bytes: int) -> None:

@@ -7,8 +7,8 @@ folder that only the parent writes. Below its own folder:
     inbox/, box/        what it shares with the job's code, see `client.box`
 
 Nothing that the process says or leaves behind is trusted: frames are parsed strictly and bounded,
-files are copied without following links. The watched metric, the best local model and the seeds
-are looked after on the other side, by `client.run_process`.
+files are copied without following links. What a task takes of the code (validating the received
+model, training, validating the trained one) is looked after by `client.run_process`.
 """
 
 import asyncio
@@ -18,8 +18,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,12 +26,13 @@ import psutil
 
 import flplatform
 from flplatform.client import process_tree
-from flplatform.client.box import MODEL_FILE, Box, current_state, remove
+from flplatform.client.box import MODEL_FILE, Box, remove
 from flplatform.client.conversation import Conversation
-from flplatform.client.frames import SECRET, SOCKET, Order, Start
+from flplatform.client.frames import RESULT_FILE, SECRET, SOCKET, Order, Start
 from flplatform.client.process_tree import ProcessTree
-from flplatform.client.replies import Failure, Result
+from flplatform.client.replies import Failure
 from flplatform.client.run_log import RunLog
+from flplatform.client.run_spec import JobCodeError, Outcome, RunProcessCrashed, RunSpec
 from flplatform.client.sandbox import (
     NONE,
     Level,
@@ -44,92 +44,25 @@ from flplatform.client.sandbox import (
     make_scratch,
     seen_at,
 )
-from flplatform.core.config import Environment, Isolation
+from flplatform.client.state import USER_STATE, LocalScore, collect, current_state, submit
 from flplatform.core.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     FLError,
     InvalidArgumentError,
     ResourceExhaustedError,
-    UnavailableError,
 )
-from flplatform.core.job import ExecutorSpec, Watch
 from flplatform.core.messages import SUBMIT_MODEL, TRAIN, Task, TaskFailure
 from flplatform.core.model import MAX_HEADER_BYTES
 from flplatform.files.durable import private_dir, write_atomic
+
+__all__ = ["JobCodeError", "Outcome", "RunProcess", "RunProcessCrashed", "RunSpec"]
 
 T = TypeVar("T")
 START_TIMEOUT_S = 600.0
 """For the imports of the job's code, which on a cold disk take minutes with some frameworks."""
 END_TIMEOUT_S = 2.0
 """For what is left to read of a process that has ended, or the end of one that has hung up."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunSpec:
-    """What to run, with which rights.
-
-    Attributes:
-        folder: the run process's own, emptied and filled by it.
-        code: the unpacked code of the job.
-        kit: hidden from the job's code at level `sandbox`, as are `folder`, `state` and `hidden`.
-        log: file for what the code prints; the older part gets `.1` at its end.
-        state: folder with the run's committed state, see `client.spool`.
-        data: files and folders by dataset name, shown read-only.
-        isolation: the level to run under; refused if this host does not have it.
-        max_model_bytes: most that a submitted model may take; a trained one may take as much as
-            the model it was trained from.
-        max_state_bytes: most that the state may take.
-    """
-
-    run: int
-    site: str
-    folder: Path
-    code: Path
-    kit: Path
-    log: Path
-    state: Path
-    executor: ExecutorSpec
-    args: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Path] = field(default_factory=dict)
-    watch: Watch | None = None
-    environment: Environment = Environment()
-    isolation: Isolation = "none"
-    hidden: tuple[Path, ...] = ()
-    max_model_bytes: int = 64 << 30
-    max_state_bytes: int = 64 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a task came to; unchecked but for types and bounds.
-
-    Attributes:
-        file: name of the model in the task's work folder; None for validation. A train task also
-            leaves `state/` there.
-    """
-
-    file: str | None
-    examples: int
-    metrics: Mapping[str, float]
-    received: Mapping[str, float]
-    received_examples: int
-
-
-class RunProcessCrashed(UnavailableError):  # noqa: N818 - what happened, not what is wrong
-    """The process has ended without an answer; `log_tail` holds the last lines it printed."""
-
-    def __init__(self, message: str, log_tail: str = "") -> None:
-        super().__init__(message)
-        self.log_tail = log_tail
-
-
-class JobCodeError(FailedPreconditionError):
-    """The job's code cannot be loaded; `traceback` is that of the code."""
-
-    def __init__(self, failure: TaskFailure) -> None:
-        super().__init__(f"the job's code cannot be loaded: {failure.error}")
-        self.traceback = failure.traceback
 
 
 class RunProcess:
@@ -213,13 +146,12 @@ class RunProcess:
             raise self._end.result()
         self._busy = True
         try:
-            state = current_state(self._spec.state)
-            await asyncio.to_thread(self._box.prepare, model, state, self._spec.max_state_bytes)
             self._log.note(f"task {task.id}")
-            path = str(self._box.inbox / MODEL_FILE) if model else None
-            order = Order(str(task.id), task.seed, path)
-            reply = await self._until(self._conversation.order(order))
-            outcome = await asyncio.to_thread(self._collect, task, reply, model, work)
+            if task.id.kind == SUBMIT_MODEL:
+                self._on_phase(SUBMIT_MODEL)
+                outcome = await asyncio.to_thread(self._submit, work)
+            else:
+                outcome = await self._perform(self._conversation, task, model, work)
         except Exception:
             self._busy = False
             raise
@@ -357,22 +289,31 @@ class RunProcess:
             return future.result()
         raise self._end.result()
 
-    def _collect(
-        self, task: Task, reply: Result | Failure, model: Path | None, work: Path
+    async def _perform(
+        self, conversation: Conversation, task: Task, model: Path | None, work: Path
     ) -> Outcome | TaskFailure:
+        """Have the process do a task, and collect what it leaves."""
+        spec = self._spec
+        current = current_state(spec.state)
+        user = current / USER_STATE if current else None
+        await asyncio.to_thread(self._box.prepare, model, user, spec.max_state_bytes)
+        path = str(self._box.inbox / MODEL_FILE) if model else None
+        reply = await self._until(conversation.order(Order(str(task.id), task.seed, path)))
         if isinstance(reply, Failure):
             return TaskFailure(reply.error, reply.traceback)
-        spec = self._spec
-        remove(work)
-        private_dir(work)
         try:
-            if (task.id.kind in (TRAIN, SUBMIT_MODEL)) != (reply.file is not None):
+            if (task.id.kind == TRAIN) != (reply.file is not None):
                 raise InvalidArgumentError("a model came that should not, or did not")
-            if reply.file is not None:
-                known = model.stat().st_size + MAX_HEADER_BYTES if model else spec.max_model_bytes
-                self._box.collect_model(work, known)
-            if task.id.kind == TRAIN:
-                self._box.collect_state(work, spec.max_state_bytes)
+            await asyncio.to_thread(_make_empty, work)
+            if model is not None and reply.file is not None:
+                score = LocalScore(
+                    round=task.id.round, metrics=reply.local, examples=reply.local_examples
+                )
+                # The file of the same tensors: only its header may be written otherwise.
+                limits = model.stat().st_size + MAX_HEADER_BYTES, spec.max_state_bytes
+                await asyncio.to_thread(
+                    collect, self._box, work, current, spec.watch, score, *limits
+                )
         except (InvalidArgumentError, ResourceExhaustedError) as error:
             return TaskFailure(f"what the job's code left cannot be taken: {error}")
         return Outcome(
@@ -382,6 +323,16 @@ class RunProcess:
             received=reply.received,
             received_examples=reply.received_examples,
         )
+
+    def _submit(self, work: Path) -> Outcome | TaskFailure:
+        """Bring the best local model; the job's code has no part in it."""
+        _make_empty(work)
+        score = submit(current_state(self._spec.state), work)
+        if score is None:
+            return TaskFailure(
+                "no local model yet: this site has finished no training task of the run"
+            )
+        return Outcome(RESULT_FILE, score.examples, score.metrics, {}, 0)
 
     def _terminate(self) -> None:
         """Ask the process that runs the job's code to end, or the launcher if there is none."""
@@ -395,6 +346,11 @@ class RunProcess:
 
 def _package() -> Path:
     return Path(flplatform.__file__).resolve().parent
+
+
+def _make_empty(work: Path) -> None:
+    remove(work)
+    private_dir(work)
 
 
 def _remove(scratch: Path) -> None:

@@ -8,7 +8,9 @@ object with a `type`. Weights travel as files, named by path.
     child  → ready {}                           the code is loaded and waits for tasks
     parent → task {task, seed, model}           one at a time, see `Order`
     child  → phase {phase}, metric {name, value, step}
-    child  → result {task, file, examples, metrics, received, received_examples}
+    child  → result {task, file, examples, metrics, received, received_examples, local,
+             local_examples}: of a train task with a watched metric, `received` and `local` are
+             what the received and the trained model came to on the site's own data;
              or failure {task, error, traceback}; `task` is null while the code is being loaded
     parent → stop {}                            `receive()` returns None and the process ends
 
@@ -25,9 +27,6 @@ SOCKET = "socket"
 SECRET = "secret"  # noqa: S105 - the name of a file
 RESULT_FILE = "result.safetensors"
 STATE_FOLDER = "state"
-USER_STATE = "user"
-BEST_MODEL = "best.safetensors"
-BEST_SCORE = "best.json"
 
 LENGTH = struct.Struct(">I")
 MAX_ORDER_BYTES = 8 << 20

@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> NoReturn:
             child = os.fork()
         if child == 0:
             _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            _drop_capabilities()
+            _prctl(PR_SET_NO_NEW_PRIVS, 1)
+            if plan["mounts"]:
+                _drop_capabilities()
     except OSError as error:
         print(f"sandbox: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_SETUP)
@@ -216,7 +218,6 @@ def _raise_loopback() -> None:
 
 def _drop_capabilities() -> None:
     """Leave nothing for the command's `exec` to regain."""
-    _prctl(PR_SET_NO_NEW_PRIVS, 1)
     for capability in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             break  # there are no more

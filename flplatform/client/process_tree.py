@@ -124,12 +124,12 @@ async def _pump(
 
 
 def find(mark: str, root: int | None = None) -> list[psutil.Process]:
-    """Return the live processes below `root`, itself included, and all that carry `mark`."""
-    found = set(_tree(root)) if root is not None else set()
+    """Return the live processes below `root`, itself first, and all that carry `mark`."""
+    found = _tree(root) if root is not None else []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark:
-                found.add(process)
+            if process not in found and process.environ().get(MARK) == mark:
+                found.append(process)
         except psutil.Error:
             continue  # it has ended, or is another user's
     return [process for process in found if _alive(process)]
@@ -138,7 +138,8 @@ def find(mark: str, root: int | None = None) -> list[psutil.Process]:
 def kill(mark: str, root: int | None = None) -> None:
     """Kill what `find` finds until it finds nothing; blocks, for a few seconds at most.
 
-    SIGKILL all along: who is killed starts nothing more, and who was missed is found next time.
+    SIGKILL all along, parents first: who is killed starts nothing more and misses no child, and
+    who was missed is found next time.
     """
     for _ in range(_ROUNDS):
         found = find(mark, root)

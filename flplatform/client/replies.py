@@ -33,7 +33,7 @@ class Phase(Strict):
     """What the process is doing now."""
 
     type: Literal["phase"]
-    phase: Literal["validate_received", "train", "validate_trained", "validate", "submit_model"]
+    phase: Literal["validate_received", "train", "validate_trained", "validate"]
 
 
 class Metric(Strict):
@@ -55,6 +55,8 @@ class Result(Strict):
     metrics: dict[str, float]
     received: dict[str, float]
     received_examples: int
+    local: dict[str, float]
+    local_examples: int
 
 
 class Failure(Strict):
@@ -93,4 +95,6 @@ async def read_reply(reader: asyncio.StreamReader) -> Reply:
         check_metrics(reply.received, "received")
         check_examples(reply.examples)
         check_examples(reply.received_examples, "received_examples")
+        check_metrics(reply.local, "local")
+        check_examples(reply.local_examples, "local_examples")
     return reply

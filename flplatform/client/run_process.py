@@ -18,7 +18,7 @@ import runpy
 import socket
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,22 +27,19 @@ import numpy as np
 
 from flplatform.client import api
 from flplatform.client.frames import (
-    BEST_MODEL,
-    BEST_SCORE,
     LENGTH,
     MAX_ORDER_BYTES,
     RESULT_FILE,
     SECRET,
     SOCKET,
     STATE_FOLDER,
-    USER_STATE,
     Order,
     Start,
     encode,
 )
 from flplatform.client.tracebacks import one_line, user_traceback
 from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
-from flplatform.core.messages import SUBMIT_MODEL, TRAIN, TaskId
+from flplatform.core.messages import TRAIN, TaskId
 from flplatform.core.model import Array, Manifest
 from flplatform.files.modelfile import load, save
 
@@ -200,8 +197,6 @@ class Session:
     def _do(self, order: Order) -> Steps:
         """Yield what the user's code must do for an order; return the reply's fields."""
         task = TaskId.parse(order.task)
-        if task.kind == SUBMIT_MODEL:
-            return self._submit()
         if order.model is None:
             raise InvalidArgumentError(f"task {order.task} came without a model")
         context = api.Context(
@@ -211,7 +206,7 @@ class Session:
             site=self._start.site,
             args=copy.deepcopy(self._start.args),
             data={name: Path(path) for name, path in self._start.data.items()},
-            state_dir=self._box / STATE_FOLDER / USER_STATE,
+            state_dir=self._box / STATE_FOLDER,
         )
         if task.kind == TRAIN:
             return self._train(context, load(Path(order.model)))
@@ -220,7 +215,8 @@ class Session:
     def _train(self, context: api.Context, model: dict[str, Array]) -> Steps:
         manifest = Manifest.of(model)
         watched = self._start.watch_metric
-        received = api.ValidateResult({}, 0)
+        nothing = api.ValidateResult({}, 0)
+        received, local = nothing, nothing
         if watched:
             received = yield from self._measure("validate_received", context, model)
         self._link.send("phase", phase="train")
@@ -228,21 +224,29 @@ class Session:
         trained = api.check_train(answer, manifest)
         result = self._box / RESULT_FILE
         save(result, trained.model)
-        measured = None
         if watched:
-            measured = yield from self._measure("validate_trained", context, load(result))
-        self._keep_best(result, context.round, measured)
+            local = yield from self._measure("validate_trained", context, load(result))
         return {
             "file": RESULT_FILE,
             "examples": trained.examples,
             "metrics": trained.metrics,
             "received": received.metrics,
             "received_examples": received.examples,
+            "local": local.metrics,
+            "local_examples": local.examples,
         }
 
     def _validate(self, context: api.Context, model: dict[str, Array]) -> Steps:
         measured = yield from self._measure("validate", context, model)
-        return _reply(None, measured.metrics, measured.examples)
+        return {
+            "file": None,
+            "examples": measured.examples,
+            "metrics": measured.metrics,
+            "received": {},
+            "received_examples": 0,
+            "local": {},
+            "local_examples": 0,
+        }
 
     def _measure(
         self, phase: str, context: api.Context, model: dict[str, Array]
@@ -251,49 +255,6 @@ class Session:
         answer = yield api.Task("validate", dict(model), context)
         watched = "" if phase == "validate" else self._start.watch_metric
         return api.check_validate(answer, watched)
-
-    def _submit(self) -> Steps:
-        self._link.send("phase", phase=SUBMIT_MODEL)
-        yield from ()  # nothing for the user's code
-        best = self._best()
-        if best is None:
-            raise FailedPreconditionError(
-                "no local model yet", hint="this site has finished no training task of the run"
-            )
-        # The box is a copy of the committed state, so the model can be taken out of it.
-        (self._box / STATE_FOLDER / BEST_MODEL).rename(self._box / RESULT_FILE)
-        return _reply(RESULT_FILE, best["metrics"], best["examples"])
-
-    def _best(self) -> dict[str, Any] | None:
-        state = self._box / STATE_FOLDER
-        if not (state / BEST_MODEL).exists():
-            return None
-        best: dict[str, Any] = json.loads((state / BEST_SCORE).read_bytes())
-        return best
-
-    def _keep_best(self, model: Path, number: int, measured: api.ValidateResult | None) -> None:
-        """Make `model` the best local one if it beats the last best, or if nothing is watched."""
-        best, watched = self._best(), self._start.watch_metric
-        if best is not None and measured is not None:
-            score, than = measured.metrics[watched], best["metrics"][watched]
-            if not (score > than if self._start.watch_mode == "max" else score < than):
-                return
-        state = self._box / STATE_FOLDER
-        (state / BEST_MODEL).unlink(missing_ok=True)
-        (state / BEST_MODEL).hardlink_to(model)  # the parent copies both, neither is written again
-        metrics, examples = measured or ({}, 0)
-        score_file = {"round": number, "metrics": metrics, "examples": examples}
-        (state / BEST_SCORE).write_text(json.dumps(score_file))
-
-
-def _reply(file: str | None, metrics: Mapping[str, float], examples: int) -> dict[str, Any]:
-    return {
-        "file": file,
-        "examples": examples,
-        "metrics": metrics,
-        "received": {},
-        "received_examples": 0,
-    }
 
 
 def _functions(name: str) -> None:

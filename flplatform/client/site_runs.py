@@ -69,7 +69,9 @@ class SiteRun:
         self._on_metric = on_metric
         self._phase = ("deployed", time.monotonic())
         self._process: RunProcess | None = None
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        """Held while a task is at work, and until a trained state is settled."""
+        self.last_model: Path | None = None
 
     @property
     def run(self) -> int:
@@ -97,7 +99,7 @@ class SiteRun:
         Raises:
             RunProcessCrashed: it crashed on this task again and again.
         """
-        async with self._turn:
+        async with self.turn:
             self.round = task.id.round
             for crashes in range(1, MAX_CRASHES + 1):
                 process = await self._ready()
@@ -115,7 +117,7 @@ class SiteRun:
 
     async def warm_up(self) -> None:
         """Start the run process before its first task."""
-        async with self._turn:
+        async with self.turn:
             await self._ready()
 
     async def _ready(self) -> RunProcess:
@@ -135,6 +137,7 @@ class SiteRun:
                 watch=job.watch,
                 environment=self.plan.environment,
                 isolation=self.plan.isolation,
+                hidden=(self._kit.state_folder(),),
             )
             process = RunProcess(spec, on_phase=self.enter, on_metric=self._metric)
             await process.start()

@@ -4,8 +4,7 @@
     adopting/<id>/   settled; its state is on the way to the run
     trash/           on the way out
 
-where `<id>` is the task id with `,` for `/`. A run's committed state is the folder with the
-highest number in the run's own state folder.
+where `<id>` is the task id with `,` for `/`. States become those of `client.state`.
 
 Every step is one rename: an entry appears whole or not at all, `settle` decides by moving it out
 of `entries`, and a state becomes current by the rename that gives it its number. What a kill left
@@ -23,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flplatform.client.box import current_state
 from flplatform.client.frames import RESULT_FILE, STATE_FOLDER
+from flplatform.client.state import current_state
 from flplatform.core.errors import (
     AlreadyExistsError,
     ConfigError,

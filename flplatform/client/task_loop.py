@@ -26,7 +26,7 @@ from flplatform.core.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
 )
-from flplatform.core.messages import ModelRef, Task, TaskFailure, TaskId
+from flplatform.core.messages import TRAIN, ModelRef, Task, TaskFailure, TaskId
 from flplatform.core.ports import BlobStore
 from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import private_dir
@@ -172,27 +172,33 @@ class TaskLoop:
         if task.model:
             run.enter("downloading")
             model = await self.fetch(task.model)
+            if task.id.kind == TRAIN:
+                run.last_model = model
         work = self._work / str(task.id).replace("/", "-")
         try:
             outcome = await run.execute(task, model, work)
             if isinstance(outcome, TaskFailure):
                 return outcome
-            return await asyncio.to_thread(self._spool_result, task, outcome, model, work)
+            base = model or run.last_model
+            return await asyncio.to_thread(self._spool_result, task, outcome, base, work)
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
 
     def _spool_result(
-        self, task: Task, outcome: Outcome, model: Path | None, work: Path
+        self, task: Task, outcome: Outcome, base: Path | None, work: Path
     ) -> SpooledResult:
-        """Check and filter what the run process made, outside its reach, and spool it."""
+        """Check and filter what the run process made, outside its reach, and spool it.
+
+        Filters compare a model with `base`: the one it was trained from, or for the best local
+        model the last one that was received for training.
+        """
         blob = None
         examples = outcome.examples
         if outcome.file:
             path = work / outcome.file
-            if task.model and model:
-                self._filter(path, model)
-                if self._policy.max_examples is not None:
-                    examples = min(examples, self._policy.max_examples)
+            self._filter(path, base)
+            if self._policy.max_examples is not None:
+                examples = min(examples, self._policy.max_examples)
             blob = ModelRef(*digest_of_file(path))
         entry = SpooledResult(
             task_id=task.id,
@@ -206,14 +212,20 @@ class TaskLoop:
         self._spool.commit(entry, work)
         return entry
 
-    def _filter(self, path: Path, model: Path) -> None:
-        read_layout(model).manifest.check_same(read_layout(path).manifest, "update")
-        received, arrays = load(model), load(path)
+    def _filter(self, path: Path, base: Path | None) -> None:
+        arrays = load(path)
         check_finite(arrays)
+        if base:
+            read_layout(base).manifest.check_same(read_layout(path).manifest, "update")
         if not self._policy.filters:
             return
+        if base is None:
+            raise FailedPreconditionError(
+                "no model was received since this site's restart that filters could compare with",
+                rule="policy filters",
+            )
         for item in self._policy.filters:
-            arrays = FILTERS.create(item.name, item.args, "filters")(arrays, received)
+            arrays = FILTERS.create(item.name, item.args, "filters")(arrays, load(base))
         filtered = path.with_suffix(".filtered")
         save(filtered, arrays)
         filtered.replace(path)
@@ -224,6 +236,12 @@ class TaskLoop:
         """Send a spooled result until the server has settled it."""
         self._answering.add(str(entry.task_id))
         run = self._runs.get(entry.task_id.run)
+        if run and entry.task_id.kind == TRAIN:
+            async with run.turn:  # the next task must start from the state that this one brings
+                return await self._settle(entry, run)
+        return await self._settle(entry, run)
+
+    async def _settle(self, entry: SpooledResult, run: SiteRun | None) -> None:
         if run:
             run.enter("uploading")
         adopt = False

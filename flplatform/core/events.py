@@ -8,9 +8,11 @@ import json
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from flplatform.core.errors import FailedPreconditionError
+from pydantic import ValidationError
+
+from flplatform.core.errors import DataLossError, FailedPreconditionError
 from flplatform.core.job import JobSpec
-from flplatform.core.strict import Strict, parse_json
+from flplatform.core.strict import Strict
 
 FEDERATION = "federation"
 """Name of the federation's own stream."""
@@ -257,7 +259,7 @@ def decode(type_name: str, version: int, body: str, where: str) -> Event:
     Raises:
         FailedPreconditionError: this release does not know the type or version; the run opens
             read-only.
-        ConfigError: the body does not have the declared shape.
+        DataLossError: the body does not have the declared shape.
     """
     while (type_name, version) in UPCASTERS:
         version, fields = UPCASTERS[type_name, version](json.loads(body))
@@ -268,4 +270,7 @@ def decode(type_name: str, version: int, body: str, where: str) -> Event:
             f"{where} holds event {type_name} version {version}, unknown to this release",
             hint="open this state with the newer release that wrote it",
         )
-    return parse_json(cls, body, where)
+    try:
+        return cls.model_validate_json(body)
+    except ValidationError as error:
+        raise DataLossError(f"{where} does not hold a {type_name}: {error}") from None

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from flplatform.core.config import Component, Name
 from flplatform.core.errors import InvalidArgumentError
-from flplatform.core.messages import SITE_NAME
+from flplatform.core.messages import RESERVED_SITE_NAMES, SITE_NAME
 from flplatform.core.strict import Strict, parse_yaml
 
 JOB_FILE = "job.yml"
@@ -55,17 +55,17 @@ class InitialModel(Strict):
 
     file: str = ""
     function: str = ""
-    run: int = 0
-    round: int | Literal["best", "last"] = "best"
+    run: Annotated[int, Field(ge=0)] = 0
+    round: Annotated[int, Field(ge=0)] | Literal["best", "last"] = "best"
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if sum(map(bool, (self.file, self.function, self.run))) != 1:
             raise ValueError("give exactly one of file, function and run")
+        if ".." in self.file.split("/") or self.file.startswith("/"):
+            raise ValueError(f"file {self.file!r} must be a path inside the job")
         if self.function and not _FUNCTION.match(self.function):
             raise ValueError(f"function {self.function!r} is not module:name")
-        if self.run < 0:
-            raise ValueError("run numbers count from 1")
         return self
 
 
@@ -122,7 +122,7 @@ def check_targets(sites: tuple[str, ...], min_clients: int) -> None:
     if not sites:
         raise InvalidArgumentError("names no site", field="sites")
     for site in sites:
-        if not SITE_NAME.match(site):
+        if not SITE_NAME.match(site) or site in RESERVED_SITE_NAMES:
             raise InvalidArgumentError(f"{site[:80]!r} is not a site name", field="sites")
     if len(set(sites)) != len(sites):
         raise InvalidArgumentError("names a site twice", field="sites")

@@ -5,11 +5,16 @@ itself travels as a blob of its own. Members are read one by one against the man
 extracted that it does not name, and no byte more than it declares is inflated.
 """
 
+import errno
 import hashlib
 import io
 import os
+import stat
+import struct
+import unicodedata
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -33,8 +38,25 @@ MAX_FILES = 10_000
 MAX_FILE_BYTES = 256 << 20
 MAX_CODE_BYTES = 1 << 30
 MAX_META_BYTES = 4 << 20
+MAX_DIRECTORY_BYTES = 8 << 20
+MAX_PATH_BYTES = 255
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_END = struct.Struct("<4s4H2LH")
+"""The end record of a zip: signature, disks, entries, directory size and offset, comment size."""
+_LOCATOR_BYTES = 20
+"""Size of the record before it that says where a zip64 has its true end record."""
 _IGNORED = {"__pycache__", ".git", ".ipynb_checkpoints"}
+_MALFORMED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
+"""What reading a zip raises that is none."""
 
 
 class PackedFile(Strict):
@@ -113,15 +135,22 @@ def read_job_folder(folder: Path) -> dict[str, bytes]:
     if not (folder / JOB_FILE).is_file():
         raise ConfigError(f"{folder} has no {JOB_FILE}", hint="give the path of a job folder")
     found = {JOB_FILE: (folder / JOB_FILE).read_bytes()}
-    for path in sorted((folder / CODE_FOLDER).rglob("*")):
+    code = folder / CODE_FOLDER
+    for path in sorted((code, *code.rglob("*"))):
         relative = path.relative_to(folder)
-        if _IGNORED & set(relative.parts) or path.is_dir() or path.suffix == ".pyc":
+        if _IGNORED & set(relative.parts) or path.suffix == ".pyc":
             continue
-        if path.is_symlink() or not path.is_file():
+        if path.is_symlink() or path.exists() and not (path.is_file() or path.is_dir()):
             raise ConfigError(f"{relative} is not a plain file", hint="copy it into the job")
+        if not path.is_file():
+            continue
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"{relative} is larger than {MAX_FILE_BYTES} bytes")
         found[relative.as_posix()] = path.read_bytes()
+    if len(found) > MAX_FILES:
+        raise ConfigError(f"{folder} has {len(found)} files; at most {MAX_FILES} are packed")
+    if sum(map(len, found.values())) > MAX_CODE_BYTES:
+        raise ConfigError(f"{folder} is larger than {MAX_CODE_BYTES} bytes")
     return found
 
 
@@ -166,16 +195,44 @@ def open_package(path: Path, trust: TrustStore, now: datetime) -> Package:
         ConfigError: `job.yml` is wrong.
     """
     try:
+        _check_directory(path)
         with zipfile.ZipFile(path) as archive:
             return _verify(archive, path, trust, now)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except _MALFORMED as error:
         raise InvalidArgumentError(f"is not a job package: {error}", field="package") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # an offset before the file's beginning
+            raise
+        raise InvalidArgumentError("is not a job package", field="package") from None
+
+
+def _check_directory(path: Path) -> None:
+    """Bound the zip's table of contents before it is read whole.
+
+    Raises:
+        zipfile.BadZipFile: it is too large, or there is none at the very end of the file.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END.size - _LOCATOR_BYTES))
+        before, record = file.read(_LOCATOR_BYTES), file.read()
+    if len(record) < _END.size:
+        raise zipfile.BadZipFile("too short for a zip")
+    signature, *_, entries, directory_bytes, _, comment_bytes = _END.unpack(record)
+    if signature != b"PK\x05\x06" or comment_bytes:
+        raise zipfile.BadZipFile("no zip ends where the file does")
+    if before.startswith(b"PK\x06\x07"):
+        raise zipfile.BadZipFile("zip64 is not needed for a job")
+    if entries > MAX_FILES + 2 or directory_bytes > MAX_DIRECTORY_BYTES:
+        raise zipfile.BadZipFile(f"has {entries} entries")
 
 
 def _verify(archive: zipfile.ZipFile, path: Path, trust: TrustStore, now: datetime) -> Package:
     names = [info.filename for info in archive.infolist()]
     if len(names) > MAX_FILES + 2 or len(set(names)) != len(names):
         raise InvalidArgumentError("has a name twice, or too many files", field="package")
+    if not all(map(_plain, archive.infolist())):
+        raise InvalidArgumentError("holds more than plain files", field="package")
     if MANIFEST not in names or SIGNATURE not in names:
         raise InvalidArgumentError(
             "is not signed", field="package", hint="submit it with submit_job, which signs it"
@@ -188,19 +245,17 @@ def _verify(archive: zipfile.ZipFile, path: Path, trust: TrustStore, now: dateti
         raise InvalidArgumentError(
             f"was packed by {manifest.author} for project {manifest.project!r}", field="package"
         )
-    listed = {file.path for file in manifest.files}
-    odd = sorted((set(names) - {MANIFEST, SIGNATURE}) ^ listed)
+    listed = [file.path for file in manifest.files]
+    odd = sorted((set(names) - {MANIFEST, SIGNATURE}) ^ set(listed))
     if odd:
         raise InvalidArgumentError(
             f"{odd[0]!r} is only in one of zip and manifest", field="package"
         )
-    if len({item.casefold() for item in listed}) != len(listed):
-        raise InvalidArgumentError("two names differ only in case", field="package")
     if sum(file.size for file in manifest.files) > MAX_CODE_BYTES:
         raise InvalidArgumentError(f"unpacks to more than {MAX_CODE_BYTES} bytes", field="package")
+    _check_paths(listed)
     job_text = ""
     for file in manifest.files:
-        _check_path(file.path)
         data = _read(archive, file)
         if file.path == JOB_FILE:
             job_text = data.decode("utf-8", "replace")
@@ -210,11 +265,30 @@ def _verify(archive: zipfile.ZipFile, path: Path, trust: TrustStore, now: dateti
     return Package(path, author, manifest, job)
 
 
+def _plain(info: zipfile.ZipInfo) -> bool:
+    """Return whether an entry is a regular file, neither encrypted nor packed in an odd way."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    packed = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return kind in (0, stat.S_IFREG) and packed and not info.flag_bits & 1
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    """Demand that the paths can all be files of one job, on any file system."""
+    for path in paths:
+        _check_path(path)
+    folded = [unicodedata.normalize("NFC", path).casefold() for path in paths]
+    if len(set(folded)) != len(folded):
+        raise InvalidArgumentError("two names differ only in case", field="package")
+    folders = {str(parent) for path in folded for parent in PurePosixPath(path).parents}
+    if both := folders.intersection(folded):
+        raise InvalidArgumentError(f"{min(both)!r} is a file and a folder at once", field="package")
+
+
 def _check_path(path: str) -> None:
     parts = PurePosixPath(path).parts
     plain = path == "/".join(parts) and "\\" not in path and path.isprintable()
     inside = path == JOB_FILE or (parts[:1] == (CODE_FOLDER,) and len(parts) > 1)
-    if not plain or not inside or ".." in parts or len(path) > 255:
+    if not plain or not inside or ".." in parts or len(path.encode()) > MAX_PATH_BYTES:
         raise InvalidArgumentError(
             f"{path[:100]!r} is not {JOB_FILE} or a path inside {CODE_FOLDER}/", field="package"
         )

@@ -62,12 +62,14 @@ class ClientManager:
         dead_after_s: a site silent for so long is counted dead.
         clock: monotonic seconds.
         changed: called with the names of sites that came or went.
+        token_s: a token that no heartbeat renewed for so long is dead.
     """
 
     max_clients: int
     dead_after_s: float
     clock: Callable[[], float]
     changed: Callable[[Sequence[str]], None]
+    token_s: float = TOKEN_LIFETIME_S
     disabled: set[str] = field(default_factory=set)
     _clients: dict[str, Client] = field(default_factory=dict)
     _presumed: dict[str, float] = field(default_factory=dict)
@@ -111,7 +113,7 @@ class ClientManager:
             client is None
             or not secrets.compare_digest(client.token_hash, _hash(token))
             or client.identity.fingerprint != identity.fingerprint
-            or now - client.token_since > TOKEN_LIFETIME_S
+            or now - client.token_since > self.token_s
         ):
             raise UnauthenticatedError(
                 f"the token of {identity.name} is not valid", rule="token", hint="register again"

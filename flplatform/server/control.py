@@ -99,11 +99,13 @@ class ServerControl:
                 rule="own_order",
             )
         digest = f"blake3:{start.job_digest}"
+        if (run := self._runs.submitted(start.submission_id, digest)) is not None:
+            return run
         path = self._blobs.path(digest)
         package = await asyncio.to_thread(open_package, path, self._trust.store, now)
         if not self._blobs.has(package.model.digest):
             raise NotFoundError("the initial model was not uploaded", hint="submit the job again")
-        known = [site.name for site in self.sites() if site.state != "disabled"]
+        known = [site.name for site in self.sites()]
         sites = resolve_sites(start.sites, known, frozenset(self._clients.disabled))
         return await self._runs.submit(
             package,
@@ -191,8 +193,10 @@ class ServerControl:
             round_number = state.best_model[0]
         elif which == "last":
             round_number = max(state.models)
-        else:
+        elif str(which).isdecimal():
             round_number = int(which)
+        else:
+            round_number = -1
         blob = state.models.get(round_number)
         if blob is None:
             raise NotFoundError(

@@ -39,6 +39,7 @@ class RequestRelay:
     """Outboxes and reply waiters of all sites. Lives on the event loop."""
 
     def __init__(self) -> None:
+        self._closing = False
         self._boxes: dict[str, _Box] = {}
         self._waiters: dict[tuple[str, str], asyncio.Future[Reply]] = {}
 
@@ -54,7 +55,7 @@ class RequestRelay:
         )
         box = self._boxes.setdefault(site, _Box())
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if len(box.requests) >= MAX_OUTBOX:
+        if len(box.requests) + len(box.received) >= MAX_OUTBOX:
             future.set_result(Reply("error", message=f"{MAX_OUTBOX} requests wait for {site}"))
             return future
         box.requests[request.id] = request
@@ -88,16 +89,17 @@ class RequestRelay:
     ) -> dict[str, Reply]:
         """Ask several sites at once; every one of them is in the answer, in the order given."""
         futures = {site: self.post(site, topic, signed=signed, body=body) for site in sites}
-        if futures:
-            await asyncio.wait(futures.values(), timeout=timeout_s)
-        replies = {}
-        for site, future in futures.items():
-            if future.done():
-                replies[site] = future.result()
-            else:
+        silent = Reply("no_reply", message=f"no reply after {timeout_s:.1f} s")
+        try:
+            if futures:
+                await asyncio.wait(futures.values(), timeout=timeout_s)
+            return {
+                site: future.result() if future.done() else silent
+                for site, future in futures.items()
+            }
+        finally:  # nobody waits any more, also if the asker has left
+            for future in futures.values():
                 future.cancel()
-                replies[site] = Reply("no_reply", message=f"no reply after {timeout_s:.1f} s")
-        return replies
 
     async def retrieve(
         self, site: str, received: Sequence[str], wait_s: float
@@ -107,7 +109,7 @@ class RequestRelay:
         for request_id in received:
             if request := box.requests.pop(request_id, None):
                 box.received[request_id] = request
-        if not box.requests:
+        if not box.requests and not self._closing:
             box.arrived.clear()
             try:
                 async with asyncio.timeout(wait_s):
@@ -115,6 +117,12 @@ class RequestRelay:
             except TimeoutError:
                 return []
         return list(box.requests.values())
+
+    def close(self) -> None:
+        """Let all waiting calls return: the server is about to end."""
+        self._closing = True
+        for box in self._boxes.values():
+            box.arrived.set()
 
     def reply(self, site: str, reply: pb.SiteReply) -> None:
         """Give a reply to who waits for it; a late or unknown one is dropped.
@@ -125,21 +133,32 @@ class RequestRelay:
         future = self._waiters.get((site, reply.request_id))
         if future is None or future.done():
             raise NotFoundError(f"nobody waits for a reply to {reply.request_id[:64]!r}")
-        future.set_result(
-            Reply(
-                status=reply.status if reply.status in ("ok", "refused") else "error",
-                body=_body(reply.body),
-                message=reply.message[:2000],
-                rule=reply.rule[:200],
-            )
-        )
+        status, message = reply.status, reply.message[:2000]
+        try:
+            body = _body(reply.body)
+        except ValueError as error:
+            status, body, message = "error", {}, f"its reply cannot be read: {error}"
+        if status not in ("ok", "refused"):
+            status = "error"
+        future.set_result(Reply(status, body, message, reply.rule[:200]))
 
 
 def _body(data: bytes) -> dict[str, Any]:
+    """Read the JSON object of a reply.
+
+    Raises:
+        ValueError: it is too large, or none.
+    """
     if len(data) > MAX_BODY_BYTES:
-        return {}
+        raise ValueError(f"{len(data)} bytes")
     try:
-        body = json.loads(data or b"{}")
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
+        body = json.loads(data or b"{}", parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(body, dict):
+        raise ValueError("it is no object")
+    return body
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")

@@ -16,7 +16,12 @@ from typing import Any, Protocol
 
 from flplatform.algorithms.workflows import RunState, decide, evolve, pending, replay
 from flplatform.core import events as ev
-from flplatform.core.errors import FailedPreconditionError, FLError, ResourceExhaustedError
+from flplatform.core.errors import (
+    FailedPreconditionError,
+    FLError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from flplatform.core.messages import ModelRef, Task
 from flplatform.core.model import Manifest
 from flplatform.core.ports import Row, StateStore
@@ -95,6 +100,8 @@ class RunActor:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.wakes_at: dict[str, float] = {}
         self._loop_task: asyncio.Task[None] | None = None
+        self._deciding: Sequence[_Letter] = ()
+        self._stopped = False
 
     @property
     def run(self) -> int:
@@ -107,13 +114,23 @@ class RunActor:
         self._perform()
 
     async def stop(self) -> None:
-        """Stop deciding; nothing is lost, the log has it all."""
+        """Stop deciding; nothing is lost, the log has it all. Who waits is told to try again."""
+        self._stopped = True
         tasks = [*self._jobs.values(), *([self._loop_task] if self._loop_task else [])]
         for timer in self._timers.values():
             timer.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._dismiss(self._deciding)
+
+    def _dismiss(self, letters: Sequence[_Letter] = ()) -> None:
+        """Answer `letters` and the mailbox: nobody decides here any more."""
+        waiting = list(letters)
+        while not self._mailbox.empty():
+            waiting.append(self._mailbox.get_nowait())
+        for letter in waiting:
+            _fail(letter, UnavailableError(f"run {self.run} is not at work", hint="try again"))
 
     async def tell(self, given: Input) -> tuple[ev.Event, ...]:
         """Have an input decided; return its events once they are durable.
@@ -123,6 +140,8 @@ class RunActor:
         """
         answer: asyncio.Future[tuple[ev.Event, ...]] = asyncio.get_running_loop().create_future()
         await self._mailbox.put(_Letter(given, answer))
+        if self._stopped:
+            self._dismiss()
         return await asyncio.shield(answer)
 
     def judge(self, given: Input) -> tuple[ev.Event, ...]:
@@ -141,6 +160,7 @@ class RunActor:
             letters = [await self._mailbox.get()]
             while not self._mailbox.empty():
                 letters.append(self._mailbox.get_nowait())
+            self._deciding = letters
             try:
                 await self._decide_all(letters)
             except asyncio.CancelledError:
@@ -148,8 +168,7 @@ class RunActor:
             except Exception as error:
                 log.exception("run %d: a decision failed", self.run)
                 for letter in letters:
-                    if not letter.answer.done():
-                        letter.answer.set_exception(error)
+                    _fail(letter, error)
 
     async def _decide_all(self, letters: Sequence[_Letter]) -> None:
         state = self.state
@@ -159,6 +178,10 @@ class RunActor:
             try:
                 events = decide(state, letter.given, self._hands.roster())
             except FLError as error:
+                _fail(letter, error)
+                continue
+            except Exception as error:  # noqa: BLE001 - a defect met by one input stays its own
+                log.error("run %d: %s failed", self.run, letter.given, exc_info=error)
                 _fail(letter, error)
                 continue
             for event in events:
@@ -279,7 +302,7 @@ class RunActor:
                 return await self._report(Aggregated(item.closed.round, model))
 
 
-def _fail(letter: _Letter, error: FLError) -> None:
+def _fail(letter: _Letter, error: Exception) -> None:
     if not letter.answer.done():
         letter.answer.set_exception(error)
 

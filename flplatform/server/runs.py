@@ -3,19 +3,24 @@
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from flplatform.algorithms.aggregators import AGGREGATORS
 from flplatform.algorithms.workflows import classify
 from flplatform.core import events as ev
 from flplatform.core.errors import (
+    AlreadyExistsError,
+    DataLossError,
     FailedPreconditionError,
     FLError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnavailableError,
 )
 from flplatform.core.job import check_targets
 from flplatform.core.messages import ModelRef, Task, TaskId
@@ -28,12 +33,18 @@ from flplatform.security.package import Package
 from flplatform.server.aggregation import aggregate_round
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.relay import Reply, RequestRelay
-from flplatform.server.run_actor import RunActor, start_order, utc_now
+from flplatform.server.retention import Retention, old_updates
+from flplatform.server.run_actor import RETRY_S, RunActor, start_order, utc_now
 
 log = logging.getLogger(__name__)
 
 RECENT_RUNS = 8
 """Ended runs kept in memory for reading."""
+
+UNREADABLE = "unreadable"
+"""Status of a run whose log this release cannot go on with; nothing is done to it."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,7 @@ class RunSummary:
     submitter: str
     submission_id: str
     submitted: str
+    job_digest: str = ""
     status: str = "deploying"
     reason: str = ""
     ended: str = ""
@@ -84,8 +96,15 @@ class Runs:
         self._submissions: dict[str, int] = {}
         self._numbering = asyncio.Lock()
         self._federation_seq = 0
-        self._kept: dict[int, frozenset[str]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._unreadable: dict[int, str] = {}
+        self._retention = Retention(
+            blobs,
+            lambda: {run: actor.events for run, actor in self._actors.items()},
+            lambda: [run for run in self._summaries if run not in self._actors],
+            self._read,
+        )
+        self._background: set[asyncio.Task[Any]] = set()
+        self._closed = False
         self._recent: dict[int, RunActor] = {}
         self.last_event = ""
         self.changed: Callable[[], None] = lambda: None
@@ -101,7 +120,7 @@ class Runs:
         """
         for row in self._store.read(ev.FEDERATION):
             self._federation_seq = row.seq
-            event = ev.decode(row.type, row.version, row.body, f"{row.stream}#{row.seq}")
+            event = _decode(row)
             match event:
                 case ev.RunNumbered():
                     self._submissions[event.submission_id] = event.run
@@ -111,6 +130,7 @@ class Runs:
                         submitter=event.submitter,
                         submission_id=event.submission_id,
                         submitted=row.time,
+                        job_digest=event.job_digest,
                     )
                 case ev.RunSummarised():
                     self._summaries[event.run] = replace(
@@ -128,8 +148,17 @@ class Runs:
         for summary in list(self._summaries.values()):
             if summary.ended:
                 continue
-            actor = self._load(summary.run)
+            try:
+                actor = self._load(summary.run)
+            except FLError as error:
+                log.error("run %d stays as it is: %s", summary.run, error)
+                self._unreadable[summary.run] = str(error)
+                self._summaries[summary.run] = replace(
+                    summary, status=UNREADABLE, reason=str(error)
+                )
+                continue
             if actor.state.ended:
+                self._note(actor)
                 self._later(self._summarise(actor))
             else:
                 self._clients.presume(actor.state.deployed)
@@ -143,6 +172,7 @@ class Runs:
 
     async def close(self) -> None:
         """Stop all deciders; what they decided is in the log."""
+        self._closed = True
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -152,9 +182,13 @@ class Runs:
         rows = self._store.read(ev.run_stream(run))
         if not rows:
             raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
-        opened = ev.decode(rows[0].type, rows[0].version, rows[0].body, f"{rows[0].stream}#1")
-        assert isinstance(opened, ev.RunOpened)
+        opened = _decode(rows[0])
+        if not isinstance(opened, ev.RunOpened):
+            raise DataLossError(f"{rows[0].stream} does not begin with RunOpened")
         return RunActor(rows, self._manifest(opened.initial_model), self._store, self)
+
+    def _read(self, run: int) -> list[ev.Event]:
+        return [_decode(row) for row in self._store.read(ev.run_stream(run))]
 
     def _manifest(self, model: ev.Blob) -> Manifest:
         return read_layout(self._blobs.path(model.digest)).manifest
@@ -164,10 +198,17 @@ class Runs:
         self._note(actor)
         actor.start()
 
-    def _later(self, work: Any) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+
+        def done(ended: asyncio.Task[None]) -> None:
+            self._background.discard(ended)
+            if not ended.cancelled() and (error := ended.exception()):
+                known = isinstance(error, FLError)
+                log.error("in the background: %s", error, exc_info=None if known else error)
+
+        task.add_done_callback(done)
 
     # ---- submission ----
 
@@ -187,50 +228,84 @@ class Runs:
         Raises:
             FLError: the job cannot run here, and why.
         """
+        if (run := self.submitted(submission_id, blob.digest)) is not None:
+            return run
         job = package.job
         quorum = job.min_clients if min_clients is None else min_clients
         check_targets(sites, quorum)
+        if quorum < 1:
+            raise InvalidArgumentError(f"is {quorum}; at least 1", field="min_clients")
         initial = ev.Blob(digest=package.model.digest, size=package.model.size)
         manifest = self._manifest(initial)
         aggregator = AGGREGATORS.create(job.aggregator.name, job.aggregator.args, "aggregator")
         aggregator.check(manifest, quorum)
-        async with self._numbering:
-            if submission_id in self._submissions:
-                return self._submissions[submission_id]
-            run = max(self._summaries, default=0) + 1
-            numbered = ev.RunNumbered(
-                run=run,
-                submission_id=submission_id,
-                job_digest=blob.digest,
-                job_name=job.name,
-                submitter=submitter.name,
+        size = self._blobs.path(initial.digest).stat().st_size
+        if initial.size != size:
+            raise InvalidArgumentError(
+                f"is {initial.size}, the initial model has {size} bytes", field="model_size"
             )
-            opened = ev.RunOpened(
-                run=run,
-                job=job,
-                job_blob=ev.Blob(digest=blob.digest, size=blob.size),
-                submission_id=submission_id,
-                submitter=submitter.name,
-                submitter_organisation=submitter.organisation,
-                order=base64.b64encode(order).decode(),
-                sites=tuple(sorted(sites)),
-                min_clients=quorum,
-                initial_model=initial,
-            )
-            first = Row(ev.run_stream(run), 1, utc_now(), *ev.encode(opened))
-            await self._append_federation(numbered, first)
-            self._submissions[submission_id] = run
-            self._summaries[run] = RunSummary(
-                run=run,
-                name=job.name,
-                submitter=submitter.name,
-                submission_id=submission_id,
-                submitted=first.time,
-                rounds=job.rounds,
-            )
-        self._start(RunActor([first], manifest, self._store, self))
-        log.info("run %d opened: %s by %s", run, job.name, submitter.name)
+        opened = ev.RunOpened(
+            run=0,
+            job=job,
+            job_blob=ev.Blob(digest=blob.digest, size=blob.size),
+            submission_id=submission_id,
+            submitter=submitter.name,
+            submitter_organisation=submitter.organisation,
+            order=base64.b64encode(order).decode(),
+            sites=tuple(sorted(sites)),
+            min_clients=quorum,
+            initial_model=initial,
+        )
+        return await self._through(self._open_run(opened, manifest))
+
+    def submitted(self, submission_id: str, job_digest: str) -> int | None:
+        """Return the number of the run that a submission has become, if it has.
+
+        Raises:
+            AlreadyExistsError: the id stands for another job.
+        """
+        run = self._submissions.get(submission_id)
+        if run is not None and self._summaries[run].job_digest != job_digest:
+            raise AlreadyExistsError(f"submission {submission_id} is another job, run {run}")
         return run
+
+    async def _open_run(self, opened: ev.RunOpened, manifest: Manifest) -> int:
+        with self._retention.hold(opened.job_blob.digest, opened.initial_model.digest):
+            async with self._numbering:
+                digest = opened.job_blob.digest
+                if (known := self.submitted(opened.submission_id, digest)) is not None:
+                    return known
+                run = max(self._summaries, default=0) + 1
+                opened = opened.model_copy(update={"run": run})
+                numbered = ev.RunNumbered(
+                    run=run,
+                    submission_id=opened.submission_id,
+                    job_digest=digest,
+                    job_name=opened.job.name,
+                    submitter=opened.submitter,
+                )
+                first = Row(ev.run_stream(run), 1, utc_now(), *ev.encode(opened))
+                await self._append_federation(numbered, first)
+                self._submissions[opened.submission_id] = run
+                self._summaries[run] = RunSummary(
+                    run=run,
+                    name=opened.job.name,
+                    submitter=opened.submitter,
+                    submission_id=opened.submission_id,
+                    submitted=first.time,
+                    job_digest=digest,
+                    rounds=opened.job.rounds,
+                )
+            self._start(RunActor([first], manifest, self._store, self))
+        log.info("run %d opened: %s by %s", run, opened.job.name, opened.submitter)
+        return run
+
+    async def _through(self, work: Coroutine[Any, Any, T]) -> T:
+        """Carry `work` through also if the caller leaves: what is appended must be known here."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return await asyncio.shield(task)
 
     async def _append_federation(self, event: ev.Event, *more: Row) -> None:
         row = Row(ev.FEDERATION, self._federation_seq + 1, utc_now(), *ev.encode(event))
@@ -253,9 +328,11 @@ class Runs:
         Raises:
             NotFoundError: there is no such run.
             FailedPreconditionError: it has ended.
+            UnavailableError: this release cannot go on with it.
         """
         if run in self._actors:
             return self._actors[run]
+        self._demand_readable(run)
         summary = self._summaries.get(run)
         if summary is None:
             raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
@@ -268,18 +345,24 @@ class Runs:
 
         Raises:
             NotFoundError: there is no such run.
+            FLError: its log cannot be read.
         """
         if run in self._actors:
             return self._actors[run]
+        self._demand_readable(run)
         if run not in self._recent:
             while len(self._recent) >= RECENT_RUNS:
                 del self._recent[next(iter(self._recent))]
             self._recent[run] = self._load(run)
         return self._recent[run]
 
+    def _demand_readable(self, run: int) -> None:
+        if run in self._unreadable:
+            raise UnavailableError(f"run {run} stays as it is: {self._unreadable[run]}")
+
     def ended(self, run: int) -> str:
-        """Return how a run ended; empty while it is at work; `unknown` if it never was."""
-        if run in self._actors:
+        """Return how a run ended; empty while it is not over; `unknown` if it never was."""
+        if run in self._actors or run in self._unreadable:
             return ""
         summary = self._summaries.get(run)
         return summary.status if summary else "unknown"
@@ -312,6 +395,39 @@ class Runs:
         """
         return not classify(self.view(task_id.run).state, task_id, mark)
 
+    def demand_enabled(self, site: str) -> None:
+        """Refuse a site that an admin has barred.
+
+        Raises:
+            PermissionDeniedError: it is.
+        """
+        if site in self._clients.disabled:
+            raise PermissionDeniedError(
+                f"{site} is disabled", rule="disabled", hint=f"enable_client {site}"
+            )
+
+    def takes_part(self, site: str, run: int) -> bool:
+        """Return whether a site is a target of a run at work."""
+        return run in self._actors and site in self._actors[run].state.opened.sites
+
+    def note_upload(self, task_id: TaskId, digest: str) -> None:
+        """Keep a checked upload for its task; what it takes the place of is freed."""
+        over = self._retention.uploaded(task_id, digest)
+        actor = self._actors.get(task_id.run)
+        if actor is None or str(task_id) not in actor.tasks.get(task_id.site, {}):
+            over |= self._settle_uploads(task_id.run)
+        if over:
+            self._later(self._retention.free(over))
+
+    def has_upload(self, task_id: TaskId, digest: str) -> bool:
+        """Return whether this blob was uploaded, and checked, for this task."""
+        return self._retention.has_upload(task_id, digest)
+
+    def _settle_uploads(self, run: int) -> set[str]:
+        actor = self._actors.get(run)
+        tasks = actor.tasks.values() if actor else ()
+        return self._retention.settle(run, {key for mine in tasks for key in mine})
+
     def readable(self, site: str, digest: str) -> bool:
         """Return whether a site may download a blob: the package or a task's model of its run."""
         return any(
@@ -330,14 +446,20 @@ class Runs:
         Raises:
             ResourceExhaustedError: nothing can be stored.
         """
+        await self._through(self._set_enabled(site, enabled, by))
+
+    async def _set_enabled(self, site: str, enabled: bool, by: str) -> None:
         async with self._numbering:
             kind = ev.SiteEnabled if enabled else ev.SiteDisabled
             await self._append_federation(kind(site=site, by=by))
-        (self._clients.disabled.discard if enabled else self._clients.disabled.add)(site)
+            (self._clients.disabled.discard if enabled else self._clients.disabled.add)(site)
         self.roster_changed([site])
+        self._notify({site})
 
     def roster_changed(self, _sites: Sequence[str]) -> None:
         """Have every run reconsider: a site came or went."""
+        if self._closed:
+            return
         for actor in self.active():
             self._later(_quietly(actor))
 
@@ -378,9 +500,18 @@ class Runs:
         for event in events:
             self.last_event = f"run {actor.run}: {describe(event)}"
             log.info("run %d: %s", actor.run, describe(event))
-            if isinstance(event, ev.ModelPublished):
-                self._collect(actor)
-        if actor.state.ended and self._actors.pop(actor.run, None):
+        ended = actor.state.ended is not None and self._actors.pop(actor.run, None) is not None
+        over = self._settle_uploads(actor.run)
+        over -= {
+            event.digest
+            for event in events
+            if isinstance(event, ev.UpdateAccepted | ev.ResultAccepted)
+        }
+        if ended or any(isinstance(event, ev.ModelPublished) for event in events):
+            over |= old_updates(actor.events)
+        if over:
+            self._later(self._retention.free(over))
+        if ended:
             self._notify(set(actor.state.opened.sites))
             self._later(self._retire(actor))
         self.changed()
@@ -402,38 +533,21 @@ class Runs:
     async def _summarise(self, actor: RunActor) -> None:
         ended = actor.state.ended
         assert ended is not None
-        async with self._numbering:
-            await self._append_federation(
-                ev.RunSummarised(
-                    run=actor.run,
-                    status=ended.status,
-                    reason=ended.reason,
-                    round=actor.state.round,
-                    rounds=actor.state.job.rounds,
-                )
-            )
         self._summaries[actor.run] = replace(self._summaries[actor.run], ended=actor.times[-1])
-
-    def _collect(self, actor: RunActor) -> None:
-        """Free the updates that nobody will read again (`keep_updates`)."""
-        keep = actor.state.job.keep_updates
-        if keep == "all":
-            return
-        newest = actor.state.round - (0 if keep == "none" else 2)
-        old = {
-            event.digest
-            for event in actor.events
-            if isinstance(event, ev.UpdateAccepted) and event.round <= newest
-        }
-        if not old:
-            return
-        for run in self._summaries:
-            if run not in self._kept or run in self._actors:
-                freed = newest if run == actor.run else None
-                self._kept[run] = kept_blobs(self.view(run).events, freed)
-        for digest in old - frozenset().union(*self._kept.values()):
-            if self._blobs.has(digest):
-                self._blobs.delete(digest)
+        summarised = ev.RunSummarised(
+            run=actor.run,
+            status=ended.status,
+            reason=ended.reason,
+            round=actor.state.round,
+            rounds=actor.state.job.rounds,
+        )
+        while True:
+            try:
+                async with self._numbering:
+                    return await self._append_federation(summarised)
+            except ResourceExhaustedError as error:
+                log.error("the end of run %d waits for space: %s", actor.run, error)
+                await asyncio.sleep(RETRY_S)
 
 
 async def _quietly(actor: RunActor) -> None:
@@ -443,25 +557,8 @@ async def _quietly(actor: RunActor) -> None:
         log.warning("run %d could not take in a change of sites: %s", actor.run, error)
 
 
-def kept_blobs(events: Sequence[ev.Event], freed_rounds: int | None) -> frozenset[str]:
-    """Return the digests that a run still needs.
-
-    Args:
-        events: the run's events.
-        freed_rounds: updates of rounds up to this one are not needed; None keeps all.
-    """
-    kept: set[str] = set()
-    for event in events:
-        match event:
-            case ev.RunOpened():
-                kept |= {event.job_blob.digest, event.initial_model.digest}
-            case ev.ModelPublished():
-                kept.add(event.model.digest)
-            case ev.ResultAccepted() if event.digest:
-                kept.add(event.digest)
-            case ev.UpdateAccepted() if freed_rounds is None or event.round > freed_rounds:
-                kept.add(event.digest)
-    return frozenset(kept)
+def _decode(row: Row) -> ev.Event:
+    return ev.decode(row.type, row.version, row.body, f"{row.stream}#{row.seq}")
 
 
 def describe(event: ev.Event) -> str:

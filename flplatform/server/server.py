@@ -76,8 +76,13 @@ class Trust:
             await asyncio.sleep(TRUST_RELOAD_S)
             try:
                 self.store = await asyncio.to_thread(self._kit.reload_trust)
-            except (FLError, OSError) as error:
-                log.error("revocation lists not reloaded, the old ones stay: %s", error)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong, it must look again
+                known = isinstance(error, FLError | OSError)
+                log.error(
+                    "revocation lists not reloaded, the old ones stay: %s",
+                    error,
+                    exc_info=None if known else error,
+                )
 
 
 class FederatedServer:
@@ -105,7 +110,11 @@ class FederatedServer:
         self.audit = AuditLog(folder / "audit.jsonl", kit.identity.name)
         self.relay = RequestRelay()
         self.clients = ClientManager(
-            limits.max_clients, limits.dead_after_s, time.monotonic, self._clients_changed
+            limits.max_clients,
+            limits.dead_after_s,
+            time.monotonic,
+            self._clients_changed,
+            limits.token_s,
         )
         self.runs = Runs(
             self.store, self.blobs, self.clients, self.relay, self.workers, self._notify
@@ -123,7 +132,7 @@ class FederatedServer:
             end=end,
         )
         self.runs.changed = self.control.note_change
-        self._metrics = MetricLog(folder / "metrics")
+        self._metrics = MetricLog(folder / "metrics", self.runs.takes_part)
         self._server: aio.Server | None = None
         self._watch_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -158,6 +167,7 @@ class FederatedServer:
             self.training.release_download,
             slots,
             self.workers,
+            self.training.note_upload,
         )
         self._server = aio.server(
             interceptors=[guard], options=server_options(limits.max_connection_age_s)
@@ -182,6 +192,8 @@ class FederatedServer:
     async def stop(self) -> None:
         """Drain: no new calls, then end the runs' deciders and close the state."""
         if self._server:
+            self.training.close()
+            self.relay.close()
             await self._server.stop(DRAIN_S)
         for task in self._tasks:
             task.cancel()

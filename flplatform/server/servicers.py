@@ -1,5 +1,6 @@
 """The FL port: decode → one call → encode. Who calls is known from the certificate."""
 
+import math
 import time
 from typing import Any
 
@@ -80,7 +81,7 @@ class FederatedTrainingServicer(pb_grpc.FederatedTrainingServicer):
                     report.run,
                     report.round,
                     report.phase[:60],
-                    now - max(0.0, report.since_s),
+                    now - (max(0.0, report.since_s) if math.isfinite(report.since_s) else 0.0),
                     report.isolation[:20],
                 )
                 for report in request.runs

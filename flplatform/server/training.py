@@ -115,12 +115,18 @@ class TrainingService:
         self._blobs = blobs
         self._processors = processors
         self._changed: dict[str, asyncio.Event] = {}
+        self._closing = False
 
     def notify(self, sites: set[str]) -> None:
         """Wake the waiting calls of these sites."""
         for site in sites:
             if event := self._changed.get(site):
                 event.set()
+
+    def close(self) -> None:
+        """Let all waiting calls return: the server is about to end."""
+        self._closing = True
+        self.notify(set(self._changed))
 
     async def get_task(
         self, site: str, held: Sequence[str], runs: Sequence[int]
@@ -136,7 +142,8 @@ class TrainingService:
             event.clear()
             tasks = self._runs.tasks_of(site)
             ended = {run: status for run in runs if (status := self._runs.ended(run))}
-            if ended or {str(task.id) for task in tasks} != set(held) or loop.time() >= deadline:
+            over = self._closing or loop.time() >= deadline
+            if over or ended or {str(task.id) for task in tasks} != set(held):
                 return tasks, ended
             try:
                 async with asyncio.timeout_at(deadline):
@@ -156,6 +163,7 @@ class TrainingService:
             raise PermissionDeniedError(
                 f"{site} may not answer task {task_id}", rule="own_tasks_only"
             )
+        self._runs.demand_enabled(site)
         if request.WhichOneof("outcome") == "failure":
             failure = TaskFailure(
                 error=" ".join(request.failure.error.split())[:1000] or "no reason given",
@@ -164,11 +172,11 @@ class TrainingService:
             events = await self._runs.tell(task_id, FailureArrived(task_id, failure))
         elif request.WhichOneof("outcome") == "result":
             result = self._processors.process(task_id, request.result)
-            if result.blob and not self._blobs.has(result.blob.digest):
+            if result.blob and not self._runs.has_upload(task_id, result.blob.digest):
                 if self._runs.settled_by(task_id, result.blob.digest):
                     return "duplicate"
                 raise FailedPreconditionError(
-                    f"the bytes of {result.blob.digest} are not here",
+                    f"{result.blob.digest} was not uploaded for this task",
                     rule="upload_first",
                     hint="upload the blob, then submit the result",
                 )
@@ -181,15 +189,18 @@ class TrainingService:
         """Return the tensors that an upload for a task must hold.
 
         Raises:
-            PermissionDeniedError: the task is another site's.
+            PermissionDeniedError: the task is another site's, or the site is disabled.
             FailedPreconditionError: the task is not open.
-            InvalidArgumentError: the size is not that of the run's model.
+            InvalidArgumentError: the task takes no model, or one of another size.
         """
         task_id = TaskId.parse(transfer_id)
         if task_id.site != caller.identity.name:
             raise PermissionDeniedError(
                 f"{caller.identity.name} may not upload for task {task_id}", rule="own_tasks_only"
             )
+        self._runs.demand_enabled(task_id.site)
+        if task_id.owner:
+            raise InvalidArgumentError(f"{task_id} takes no model", field="transfer_id")
         actor = self._runs.actor(task_id.run)
         if transfer_id not in actor.tasks.get(task_id.site, {}):
             raise FailedPreconditionError(
@@ -203,11 +214,17 @@ class TrainingService:
             )
         return actor.manifest
 
+    def note_upload(self, _caller: Caller, transfer_id: str, blob: ModelRef) -> None:
+        """Take in that an admitted upload is whole, and a model as it must be."""
+        self._runs.note_upload(TaskId.parse(transfer_id), blob.digest)
+
     def release_download(self, caller: Caller, digest: str) -> None:
         """Let a site read the packages and task models of its own runs only.
 
         Raises:
+            PermissionDeniedError: the site is disabled.
             NotFoundError: no such blob, or none of this site's; the two look alike.
         """
+        self._runs.demand_enabled(caller.identity.name)
         if not self._runs.readable(caller.identity.name, digest) or not self._blobs.has(digest):
             raise NotFoundError(f"{caller.identity.name} has no task with blob {digest}")

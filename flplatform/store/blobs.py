@@ -1,4 +1,4 @@
-"""Blobs in files: `<root>/ab/<64 hex digits>`, read-only once they have that name.
+"""Blobs in files: `<root>/<64 hex digits>`, read-only once they have that name.
 
 What is being received lies in `<root>/incoming`, in a file named by transfer and digest: whatever
 is in there after a crash is the part of that blob to go on from, once it has been checked again.
@@ -53,9 +53,6 @@ class FileBlobStore:
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
         self._active: dict[str, _FileWriter] = {}
-        for number in range(256):
-            private_dir(root / f"{number:02x}")
-        fsync_dir(root)
         remove_temporaries(root)
         for part in self._incoming.iterdir():
             if part.stat().st_mtime < time.time() - KEEP_PARTS_S:
@@ -155,12 +152,11 @@ class FileBlobStore:
 
     def digests(self) -> list[str]:
         """Return the digests of all blobs, sorted."""
-        names = (path.name for path in self._root.glob("[0-9a-f][0-9a-f]/*"))
-        return sorted(f"blake3:{name}" for name in names)
+        names = (path.name for path in self._root.iterdir() if path.is_file())
+        return sorted(f"blake3:{name}" for name in names if not name.startswith("."))
 
     def _file(self, digest: str) -> Path:
-        name = check_digest(digest).partition(":")[2]
-        return self._root / name[:2] / name
+        return self._root / check_digest(digest).partition(":")[2]
 
     def _received_before(
         self, transfer_id: str, blob: ModelRef, manifest: Manifest | None

@@ -4,6 +4,7 @@ import asyncio
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from grpc import aio
 
@@ -12,6 +13,7 @@ from flplatform.admin.console.exchange import Refused, ask, data_of, persist
 from flplatform.admin.console.transport import GrpcTransport
 from flplatform.core.errors import AlreadyExistsError
 from flplatform.core.messages import ModelRef
+from flplatform.core.ports import BlobStore
 from flplatform.files.durable import PRIVATE_FILE, fsync_dir, private_dir
 from flplatform.files.modelfile import read_layout
 from flplatform.hci.connection import ExitCode
@@ -28,35 +30,41 @@ async def download_model(transport: GrpcTransport, argv: list[str], shell: Shell
         FLError: the server refuses, or the bytes are not what their digest says.
         OSError: the file cannot be written.
     """
-    values = shell.parse(argv)
-    try:
-        items = await persist(shell, lambda: ask(transport, shell, argv))
-    except Refused as refused:
-        return refused.exit_code
-    model = data_of(items, "model")
-    target = Path(values["to"]).expanduser() if values["to"] else _default(transport, model)
-    if target.exists():
+    to = shell.parse(argv)["to"]
+    target = Path(to).expanduser() if to else None
+    if target is not None and target.exists():
         raise AlreadyExistsError(f"{target} exists", hint="give another name with --to")
-    blob = ModelRef(model["digest"], model["size"])
-    with tempfile.TemporaryDirectory(prefix=".fl-download-", dir=target.parent) as folder:
-        fetched = await _fetch(transport, shell, blob, Path(folder))
-        parameters = read_layout(fetched).manifest.parameters
-        _name(fetched, target)
-    size = units.size(blob.size)
+    beside = target.parent if target else _transfer_folder(transport)
+    with tempfile.TemporaryDirectory(prefix=".fl-download-", dir=beside) as folder:
+        blobs = await asyncio.to_thread(FileBlobStore, Path(folder))
+        try:
+            model, file = await persist(shell, lambda: _fetch(transport, shell, argv, blobs))
+        except Refused as refused:
+            return refused.exit_code
+        parameters = read_layout(file).manifest.parameters
+        name = f"run-{model['run']}-round-{model['round']}.safetensors"
+        target = target or beside / name
+        _name(file, target)
+    size = units.size(model["size"])
     text = f"round {model['round']}, {units.count(parameters, 'parameter')} ({size}) in {target}"
     shell.show({"type": "text", "text": text})
     shell.show({"type": "data", "name": "model", "value": {**model, "file": str(target)}})
     return ExitCode.OK
 
 
-def _default(transport: GrpcTransport, model: dict[str, int]) -> Path:
-    folder = private_dir(transport.credentials.kit.folder / "transfer")
-    return folder / f"run-{model['run']}-round-{model['round']}.safetensors"
+def _transfer_folder(transport: GrpcTransport) -> Path:
+    return private_dir(transport.credentials.kit.folder / "transfer")
 
 
-async def _fetch(transport: GrpcTransport, shell: Shell, blob: ModelRef, folder: Path) -> Path:
-    """Download into a folder beside the target; its digest is checked there."""
-    blobs = await asyncio.to_thread(FileBlobStore, folder)
+async def _fetch(
+    transport: GrpcTransport, shell: Shell, argv: list[str], blobs: BlobStore
+) -> tuple[dict[str, Any], Path]:
+    """Have the model granted and download it, going on where the last try ended.
+
+    A grant ends with its session, so that every try begins by asking for one.
+    """
+    model = data_of(await ask(transport, shell, argv), "model")
+    blob = ModelRef(model["digest"], model["size"])
 
     def progress(done: int) -> None:
         shell.show(
@@ -66,7 +74,7 @@ async def _fetch(transport: GrpcTransport, shell: Shell, blob: ModelRef, folder:
     async def fetch(channel: aio.Channel, token: str) -> Path:
         return await fetch_blob(channel, blob, blobs, token=token, progress=progress)
 
-    return await persist(shell, lambda: transport.with_session(fetch))
+    return model, await transport.with_session(fetch)
 
 
 def _name(source: Path, target: Path) -> None:

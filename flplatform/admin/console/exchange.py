@@ -11,7 +11,8 @@ from flplatform.hci.connection import Item
 from flplatform.hci.shell import Shell
 
 TRIES = 8
-LONGEST_PAUSE_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+"""Between two tries; each pause is twice the one before."""
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ async def persist(shell: Shell, step: Callable[[], Awaitable[T]]) -> T:
         try:
             return await step()
         except UnavailableError as error:
-            pause_s = min(0.5 * 2**attempt, LONGEST_PAUSE_S)
+            pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
             shell.show(
                 {"type": "text", "text": f"{error.message}; trying again in {pause_s:.1f} s"}
             )

@@ -63,7 +63,7 @@ async def submit_job(transport: GrpcTransport, argv: list[str], shell: Shell) ->
         OSError: a file cannot be read.
     """
     values = shell.parse(argv)
-    draft = _draft(values)
+    draft = _draft(values, transport.credentials.kit.folder / "transfer")
     with tempfile.TemporaryDirectory(prefix="fl-submit-") as folder:
         try:
             start = await _starting_point(transport, shell, draft, Path(folder))
@@ -81,8 +81,11 @@ async def submit_job(transport: GrpcTransport, argv: list[str], shell: Shell) ->
     return await follow(transport, ["wait", str(run)], shell) if values["wait"] else ExitCode.OK
 
 
-def _draft(values: Mapping[str, Any]) -> Draft:
+def _draft(values: Mapping[str, Any], transfer: Path) -> Draft:
+    """Read the job: a folder here, or of that name in the kit's `transfer` folder."""
     folder = Path(values["job"]).expanduser()
+    if not folder.is_dir() and (transfer / folder).is_dir():
+        folder = transfer / folder
     files = read_job_folder(folder)
     job = parse_job(files[JOB_FILE].decode("utf-8", "replace"), str(folder / JOB_FILE))
     submission = values["submission"] or secrets.token_hex(16)
@@ -143,7 +146,7 @@ def _plan(draft: Draft, start: StartingPoint, answers: Sequence[Item]) -> list[s
     job = draft.job
     model = f"model of run {job.initial_model.run} ({units.size(start.blob.size)})"
     if start.manifest is not None:
-        size = units.size(start.blob.size)
+        size = units.size(start.manifest.size_bytes)
         tensors = units.count(len(start.manifest.tensors), "tensor")
         model = f"model {units.count(start.manifest.parameters, 'parameter')} in {tensors} ({size})"
     data = f"     data {', '.join(job.data)} at {len(answers)} sites" if job.data else ""

@@ -204,6 +204,9 @@ class GrpcTransport:
             assert self._channel is not None
             try:
                 return await step(self._channel, token)
+            except UnavailableError:
+                self._token = ""  # the next try may find the server at another address
+                raise
             except UnauthenticatedError:
                 if last:
                     raise
@@ -241,7 +244,7 @@ class GrpcTransport:
                         yield item
                 return
             except UnavailableError:
-                self._token = ""  # the next command may find the server at another address
+                self._token = ""  # as above
                 raise
             except UnauthenticatedError:
                 if last or replied:

@@ -9,6 +9,7 @@ scored in round r+1 and the last one by a closing task.
 from math import isfinite
 from typing import Final
 
+from flplatform.algorithms.aggregators import AGGREGATORS
 from flplatform.algorithms.workflows.draft import Draft, Timers, gather_pending
 from flplatform.algorithms.workflows.state import OpenRound, RunState
 from flplatform.core.events import (
@@ -131,14 +132,13 @@ def _close(draft: Draft, current: OpenRound, fired: Timers) -> None:
 def _emit_closed(draft: Draft, current: OpenRound, reason: str) -> None:
     state = draft.state
     job = state.job
-    site_weights = job.aggregator.args.get("site_weights")
-    weights = site_weights if isinstance(site_weights, dict) else {}
+    aggregator = AGGREGATORS.create(job.aggregator.name, job.aggregator.args, "aggregator")
     contributions = tuple(
         Target(
             site=site,
             digest=update.digest,
             size=update.size,
-            weight=update.examples * _number(weights.get(site, 1.0)),
+            weight=aggregator.weight_of(site, update.examples),
         )
         for site, update in sorted(current.accepted.items())
     )
@@ -158,11 +158,6 @@ def _emit_closed(draft: Draft, current: OpenRound, reason: str) -> None:
         for _, update in sorted(current.accepted.items())
     ]
     _score(draft, current.opened.round - 1, reports)
-
-
-def _number(value: object) -> float:
-    assert isinstance(value, int | float)
-    return float(value)
 
 
 def _score(draft: Draft, number: int, reports: list[tuple[dict[str, float], int]]) -> None:

@@ -175,13 +175,17 @@ def test_a_damaged_memory_of_attempts_stops_the_start(text, tmp_path, federation
         World(tmp_path, federation, trust)
 
 
-def test_failures_at_the_same_time_are_all_counted(world):
-    async def main():
-        results = await asyncio.gather(
-            *(world.login(password="wrong") for _ in range(4)), return_exceptions=True
+def test_logins_at_the_same_time_take_turns(world):
+    async def at_once(password: str):
+        return await asyncio.gather(
+            *(world.login(password=password) for _ in range(4)), return_exceptions=True
         )
-        return [type(result) for result in results]
 
-    assert asyncio.run(main()) == [UnauthenticatedError] * 4
+    async def main():
+        return await at_once(world.password), await at_once("wrong")
+
+    sessions, refusals = asyncio.run(main())
+    assert len({session.id for _, session in sessions}) == 4
+    assert {type(refusal) for refusal in refusals} == {UnauthenticatedError}
     (failures,) = json.loads((world.folder / "login_attempts.json").read_text()).values()
     assert len(failures) == 2

@@ -57,7 +57,10 @@ def test_the_current_run(in_hand):
     in_hand(run=5)
     assert current_run(control, RunArguments().run) == 5
     in_hand()
+    assert current_run(control, None) == 3
     control.run_views[4] = run(4)
+    assert current_run(control, None) == 3  # what was checked is what is done
+    in_hand()
     assert only_active(control) is None
     with pytest.raises(FailedPreconditionError, match="several runs are active: 3, 4"):
         current_run(control, None)

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from flplatform.client import box as module
-from flplatform.client.box import Box, copy_folder, current_state, remove
+from flplatform.client.box import Box, copy_folder, remove
 from flplatform.core.errors import InvalidArgumentError, ResourceExhaustedError
 
 
@@ -25,21 +25,21 @@ def work(tmp_path):
 def test_prepare_offers_the_model_and_a_copy_of_the_state(box, tmp_path):
     model, state = tmp_path / "model", tmp_path / "state"
     model.write_bytes(b"weights")
-    (state / "user" / "deep").mkdir(parents=True)
-    (state / "user" / "deep" / "tool").write_text("#!")
-    (state / "user" / "deep" / "tool").chmod(0o755)
-    (state / "user" / "link").symlink_to("/nowhere")
+    (state / "deep").mkdir(parents=True)
+    (state / "deep" / "tool").write_text("#!")
+    (state / "deep" / "tool").chmod(0o755)
+    (state / "link").symlink_to("/nowhere")
     (box.box / "leftover").mkdir()
     box.prepare(model, state, 100)
     assert (box.inbox / "model.safetensors").samefile(model)
-    copy = box.box / "state" / "user"
+    copy = box.box / "state"
     assert (copy / "deep" / "tool").stat().st_mode & 0o777 == 0o700
-    assert not (copy / "deep" / "tool").samefile(state / "user" / "deep" / "tool")
+    assert not (copy / "deep" / "tool").samefile(state / "deep" / "tool")
     assert os.readlink(copy / "link") == "/nowhere"
-    assert [path.name for path in box.box.iterdir()] == ["state"]
+    assert list(box.box.iterdir()) == [copy]
     box.prepare(None, None, 100)
     assert list(box.inbox.iterdir()) == []
-    assert list((box.box / "state").iterdir()) == [box.box / "state" / "user"]
+    assert list(copy.iterdir()) == []
 
 
 def test_a_model_on_another_file_system_is_copied(box, tmp_path, monkeypatch):
@@ -57,13 +57,13 @@ def test_a_model_on_another_file_system_is_copied(box, tmp_path, monkeypatch):
 def test_collect_copies(box, work):
     box.prepare(None, None, 100)
     (box.box / "result.safetensors").write_bytes(b"weights")
-    (box.box / "state" / "user" / "counter").write_text("1")
-    box.collect_model(work, 7)
-    box.collect_state(work, 1)
+    (box.box / "state" / "counter").write_text("1")
+    box.collect_model(work / "model", 7)
+    box.collect_state(work / "state", 1)
     (box.box / "result.safetensors").write_bytes(b"other")
     box.clear()
-    assert (work / "result.safetensors").read_bytes() == b"weights"
-    assert (work / "state" / "user" / "counter").read_text() == "1"
+    assert (work / "model").read_bytes() == b"weights"
+    assert (work / "state" / "counter").read_text() == "1"
 
 
 def fifo(path):
@@ -88,7 +88,7 @@ ODD = {
 def test_odd_results_are_refused(box, work, odd):
     ODD[odd](box.box / "result.safetensors")
     with pytest.raises(InvalidArgumentError, match="result.safetensors"):
-        box.collect_model(work, 1 << 30)
+        box.collect_model(work / "model", 1 << 30)
     assert list(work.iterdir()) == []
 
 
@@ -97,7 +97,7 @@ def test_odd_state_is_refused(box, work, odd):
     box.prepare(None, None, 100)
     ODD[odd](box.box / "state" / "odd")
     with pytest.raises(InvalidArgumentError, match="odd"):
-        box.collect_state(work, 1 << 30)
+        box.collect_state(work / "state", 1 << 30)
 
 
 def test_state_that_is_a_link_is_refused(box, work):
@@ -105,7 +105,7 @@ def test_state_that_is_a_link_is_refused(box, work):
     shutil.rmtree(box.box / "state")
     (box.box / "state").symlink_to("/etc")
     with pytest.raises(InvalidArgumentError, match="state"):
-        box.collect_state(work, 1 << 30)
+        box.collect_state(work / "state", 1 << 30)
 
 
 def test_sizes_are_bounded_before_anything_is_copied(box, work, monkeypatch):
@@ -113,15 +113,15 @@ def test_sizes_are_bounded_before_anything_is_copied(box, work, monkeypatch):
     with (box.box / "result.safetensors").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ResourceExhaustedError, match="the model is larger"):
-        box.collect_model(work, 1 << 30)
+        box.collect_model(work / "model", 1 << 30)
     for name in "abc":
         (box.box / "state" / name).write_text("12345")
     with pytest.raises(ResourceExhaustedError, match="the state is larger than 14 bytes"):
-        box.collect_state(work, 14)
-    monkeypatch.setattr(module, "MAX_FILES", 3)
+        box.collect_state(work / "state", 14)
+    monkeypatch.setattr(module, "MAX_FILES", 2)
     shutil.rmtree(work / "state")
-    with pytest.raises(ResourceExhaustedError, match="more than 3 files"):
-        box.collect_state(work, 1000)
+    with pytest.raises(ResourceExhaustedError, match="more than 2 files"):
+        box.collect_state(work / "state", 1000)
 
 
 def test_depth_is_bounded(tmp_path):
@@ -138,8 +138,8 @@ def test_copying_between_file_systems(box, work, monkeypatch):
 
     monkeypatch.setattr(os, "copy_file_range", refused)
     (box.box / "result.safetensors").write_bytes(b"w" * 100_000)
-    box.collect_model(work, 100_000)
-    assert (work / "result.safetensors").read_bytes() == b"w" * 100_000
+    box.collect_model(work / "model", 100_000)
+    assert (work / "model").read_bytes() == b"w" * 100_000
 
 
 def test_remove_takes_back_the_rights_it_needs(tmp_path, monkeypatch):
@@ -166,11 +166,3 @@ def test_remove_takes_back_the_rights_it_needs(tmp_path, monkeypatch):
     assert refusals == [locked]
     assert kept.stat().st_mode & 0o777 == 0o755
     remove(tmp_path / "nothing")
-
-
-def test_current_state(tmp_path):
-    assert current_state(tmp_path / "none") is None
-    assert current_state(tmp_path) is None
-    for name in ("9", "10", "x"):
-        (tmp_path / name).mkdir()
-    assert current_state(tmp_path) == tmp_path / "10"

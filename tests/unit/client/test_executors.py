@@ -122,6 +122,9 @@ def test_a_round(site, isolation, code, script):
                 "user",
             ]
             assert phases == ["validate_received", "train", "validate_trained"]
+            nothing = await site.do(process, "submit_model", None)
+            assert nothing.error.startswith("no local model yet")
+            await site.do(process, "train", site.model("once more"))
             site.adopt(1)
             validated = await site.do(process, "validate.global", site.model("other"))
             assert validated == Outcome(None, 2, {"total": 0.0}, {}, 0)
@@ -247,8 +250,9 @@ def test_the_end_of_the_parent_is_the_end_of_all(site, isolation, end, seconds):
     import asyncio, sys
     from pathlib import Path
     from flplatform.client import executors
-    from flplatform.client.executors import *
+    from flplatform.client.executors import RunProcess, RunSpec
     from flplatform.client.sandbox import Level
+    from flplatform.core.job import ExecutorSpec
     from flplatform.core.messages import Task, TaskId
 
     async def main():
@@ -352,7 +356,7 @@ def test_a_result_is_not_followed_out_of_the_box(site):
         return dict(model), 1
 
     def validate(model, context):
-        result = context.state_dir.parents[1] / "result.safetensors"
+        result = context.state_dir.parent / "result.safetensors"
         if result.exists():
             result.unlink()
             result.symlink_to({str(site.key)!r})

@@ -43,6 +43,12 @@ def test_what_the_command_leaves_is_killed():
     assert sleeping("86301") == []
 
 
+def test_without_mounts_the_users_rights_stay():
+    read = ["/bin/grep", "CapEff", "/proc/self/status"]
+    rights = [subprocess.check_output(line) for line in (read, argv(*read))]
+    assert rights[0] == rights[1]
+
+
 def test_sigterm_kills_all():
     process = subprocess.Popen(argv("/bin/sh", "-c", "trap '' TERM; setsid sleep 86302 & wait"))
     while not sleeping("86302"):

@@ -15,6 +15,8 @@ RESULT = {
     "metrics": {"loss": 1},
     "received": {},
     "received_examples": 0,
+    "local": {},
+    "local_examples": 0,
 }
 
 
@@ -55,6 +57,9 @@ def test_replies():
         encode("result", RESULT | {"examples": -1}),
         encode("result", RESULT | {"examples": True}),
         encode("result", RESULT | {"received_examples": 1 << 41}),
+        encode("result", RESULT | {"local_examples": -1}),
+        encode("result", RESULT | {"local": {"": 1.0}}),
+        encode("phase", {"phase": "submit_model"}),
         encode("result", RESULT | {"metrics": {"a\nb": 1.0}}),
         encode("result", RESULT | {"received": {str(n): 1.0 for n in range(201)}}),
         encode("result", RESULT)[:-1].replace(b'{"loss": 1}', b'{"loss": NaN}'),

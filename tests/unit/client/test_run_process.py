@@ -114,7 +114,7 @@ class Child:
         return float(load(self.box.box / "result.safetensors")["w"][0])
 
 
-def test_train_validates_trains_and_keeps_the_best(tmp_path):
+def test_train_is_surrounded_by_validation(tmp_path):
     with Child(tmp_path, NOTING) as child:
         assert child.next() == {"type": "ready"}
         *said, result = child.order("train", 0)
@@ -124,42 +124,17 @@ def test_train_validates_trains_and_keeps_the_best(tmp_path):
             "metric",
             "validate_trained",
         ]
-        assert result["received"]["score"] == -3
-        assert result["received_examples"] == 4
+        assert (result["received"]["score"], result["received_examples"]) == (-3, 4)
+        assert (result["local"]["score"], result["local_examples"]) == (-1, 4)
         assert (result["file"], result["examples"], child.result()) == ("result.safetensors", 1, 2)
-        assert best(child) == (1, -1.0)
-        child.order("train", 8, 2)
-        assert best(child) == (1, -1.0)
-        child.order("train", 2, 3)
-        assert best(child) == (1, -1.0)  # a tie keeps the earlier one
-        child.order("train", 1.5, 4)
-        assert best(child) == (4, -0.5)
-        _, submitted = child.order("submit_model", None)
-        assert submitted["metrics"]["score"] == -0.5
-        assert submitted["examples"] == 4
-        assert child.result() == 3.5
 
 
-def best(child: Child) -> tuple[int, float]:
-    score = json.loads((child.box.box / "state" / "best.json").read_bytes())
-    return score["round"], score["metrics"]["score"]
-
-
-def test_the_least_may_be_the_best_and_without_a_watch_the_last_is(tmp_path):
-    (tmp_path / "min").mkdir()
-    with Child(tmp_path / "min", NOTING, watch_mode="min") as child:
+def test_without_a_watch_there_is_only_training(tmp_path):
+    with Child(tmp_path, NOTING, watch_metric="", watch_mode="") as child:
         child.next()
-        child.order("train", 1)
-        child.order("train", 8, 2)
-        child.order("train", 2, 3)
-        assert best(child) == (2, -7.0)
-    (tmp_path / "none").mkdir()
-    with Child(tmp_path / "none", NOTING, watch_metric="", watch_mode="") as child:
-        child.next()
-        assert [frame["type"] for frame in child.order("train", 1)] == ["phase", "metric", "result"]
-        child.order("train", 8, 2)
-        _, submitted = child.order("submit_model", None)
-        assert (submitted["metrics"], child.result()) == ({}, 10)
+        *said, result = child.order("train", 1)
+        assert [frame["type"] for frame in said] == ["phase", "metric"]
+        assert (result["received"], result["local"]) == ({}, {})
 
 
 def test_seeds_make_tasks_repeatable(tmp_path):
@@ -199,15 +174,6 @@ def test_misuse_fails_the_task_and_the_next_one_is_served(tmp_path, code, error)
         assert error in said["error"]
         *_, said = child.order("validate.global", 0, 2)
         assert said["type"] in ("failure", "result")
-
-
-def test_submit_without_a_local_model(tmp_path):
-    with Child(tmp_path, NOTING) as child:
-        child.next()
-        *_, said = child.order("submit_model", None)
-        assert said["type"] == "failure"
-        assert said["error"].startswith("no local model yet")
-        assert said["traceback"] == ""
 
 
 def test_the_watched_metric_must_be_there(tmp_path):

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from flplatform.client.box import current_state
 from flplatform.client.spool import Spool, SpooledResult
+from flplatform.client.state import current_state
 from flplatform.core.errors import AlreadyExistsError, DataLossError, NotFoundError
 from flplatform.core.messages import ModelRef, TaskId
 

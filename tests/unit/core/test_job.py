@@ -54,7 +54,7 @@ def test_a_job_needs_name_executor_and_initial_model():
         ("initial_model: {}", "initial_model: give exactly one of file, function and run"),
         ("initial_model: {file: a, run: 1}", "give exactly one of file, function and run"),
         ("initial_model: {function: os}", "function 'os' is not module:name"),
-        ("initial_model: {run: -1}", "run numbers count from 1"),
+        ("initial_model: {run: -1}", "initial_model.run: should be greater than or equal to 0"),
         ("workflow: []", "workflow: Tuple should have at least 1 item"),
         ("workflow: [round_robin]", "workflow[0]: should be 'scatter_gather' or"),
         ("workflow: [scatter_gather, scatter_gather]", "workflow: names an entry twice"),

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from tests.support.federation import Federation, provision
@@ -7,3 +9,9 @@ from tests.support.federation import Federation, provision
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     """Shared by tests that only read it."""
     return provision(tmp_path_factory.mktemp("rpc"))
+
+
+@pytest.fixture(autouse=True)
+def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What survives a power cut is the stores' test."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)

@@ -1,7 +1,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -57,6 +57,12 @@ class CountingStore(FileBlobStore):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
+        self.empty()
+
+    def empty(self) -> None:
+        """Begin anew: making a store's folders takes longer than most tests here."""
+        for path in (*self._incoming.iterdir(), *map(self.path, self.digests())):
+            path.unlink()
         self.begun: list[tuple[str, int]] = []
         self.written: list[int] = []
         self.gate = threading.Event()
@@ -96,7 +102,7 @@ class Scene:
     """
 
     store: CountingStore
-    local: FileBlobStore
+    local: CountingStore
     folder: Path
     port: Port
     channel: aio.Channel
@@ -157,11 +163,29 @@ class Scene:
             await asyncio.sleep(0.001)
 
 
+Stores = tuple[CountingStore, CountingStore]
+
+
+@pytest.fixture(scope="module")
+def made_stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    folder = tmp_path_factory.mktemp("stores")
+    return CountingStore(folder / "server"), CountingStore(folder / "site")
+
+
+@pytest.fixture
+def stores(made_stores: Stores) -> Stores:
+    for store in made_stores:
+        store.empty()
+    return made_stores
+
+
 @asynccontextmanager
-async def streaming(federation: Federation, folder: Path, per_caller: int = 2) -> Any:
+async def streaming(
+    federation: Federation, folder: Path, stores: Stores, per_caller: int = 2
+) -> AsyncIterator[Scene]:
     slots = Slots(per_caller, 4)
     scene = Scene.__new__(Scene)
-    store = CountingStore(folder / "server")
+    store, local = stores
     with ThreadPoolExecutor(4) as workers:
         service = BlobService(
             store,
@@ -179,28 +203,18 @@ async def streaming(federation: Federation, folder: Path, per_caller: int = 2) -
             serving(federation, {}, RULES, add) as port,
             port.channel(federation.open("site-1")) as channel,
         ):
-            local = FileBlobStore(folder / "site")
             scene.__init__(store, local, folder, port, channel, federation, slots)
             yield scene
             await scene.settled()
 
 
-def run(
-    federation: Federation,
-    folder: Path,
-    play: Callable[[Scene], Any],
-    per_caller: int = 2,
-) -> None:
-    async def whole() -> None:
-        async with streaming(federation, folder, per_caller) as scene:
-            await play(scene)
-
-    asyncio.run(whole())
-
-
 @pytest.fixture
-def play(federation: Federation, tmp_path: Path) -> Callable[..., None]:
-    return lambda scene, **more: run(federation, tmp_path, scene, **more)
+def play(federation: Federation, tmp_path: Path, stores: Stores) -> Callable[..., None]:
+    async def whole(scene: Callable[[Scene], Awaitable[None]], **more: Any) -> None:
+        async with streaming(federation, tmp_path, stores, **more) as it:
+            await scene(it)
+
+    return lambda scene, **more: asyncio.run(whole(scene, **more))
 
 
 def ref(data: bytes) -> ModelRef:

@@ -90,7 +90,4 @@ def transport(views, credentials) -> Scripted:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def sleep(_: float) -> None:
-        """Do not wait."""
-
-    monkeypatch.setattr("flplatform.admin.console.exchange.asyncio.sleep", sleep)
+    monkeypatch.setattr("flplatform.admin.console.exchange.FIRST_PAUSE_S", 0.01)

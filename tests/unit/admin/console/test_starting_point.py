@@ -70,12 +70,10 @@ time.sleep(60)
 
     async def main():
         making = asyncio.create_task(
-            from_function(
-                tmp_path, job(tmp_path, "{function: 'tiny:first'}", code), tmp_path / "m"
-            )
+            from_function(tmp_path, job(tmp_path, "{function: 'tiny:first'}", code), tmp_path / "m")
         )
         while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.02)
         making.cancel()
         await asyncio.gather(making, return_exceptions=True)
 

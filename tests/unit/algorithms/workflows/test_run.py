@@ -285,8 +285,9 @@ def test_an_update_without_examples_is_refused(examples):
     assert str(caught.value).startswith(f"examples: is {examples}; an update needs at least one")
 
 
-@pytest.mark.parametrize("run", [training(), validating()], ids=["train", "submit_model"])
-def test_a_model_must_come_with_a_model_result(run):
+@pytest.mark.parametrize("start", [training, validating])
+def test_a_model_must_come_with_a_model_result(start):
+    run = start()
     task = run.offers[0]
     with run.refused(InvalidArgumentError) as caught:
         run.give(ResultArrived(task.id, TaskResult(None, 10)))

@@ -296,6 +296,17 @@ def test_a_model_that_no_closed_round_waits_for_is_ignored(number):
     assert training("ab").publish(number) == ()
 
 
+def test_a_model_of_another_round_than_the_closed_one_is_ignored():
+    run = training("ab").updates("a", "b")
+    assert run.publish(2) == ()
+
+
+def test_a_model_that_comes_after_an_abort_is_ignored():
+    run = training("ab").updates("a", "b")
+    run.abort()
+    assert run.publish(1) == ()
+
+
 def test_a_second_model_of_a_round_is_ignored():
     run = training("ab", rounds=2).round()
     assert run.publish(1, "other") == ()

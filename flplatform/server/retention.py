@@ -1,0 +1,143 @@
+"""Which blobs are needed: an update is freed once nothing names it any more."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from flplatform.core import events as ev
+from flplatform.core.errors import FLError
+from flplatform.core.messages import TaskId
+from flplatform.core.ports import BlobStore
+
+log = logging.getLogger(__name__)
+
+Events = Sequence[ev.Event]
+
+
+class Retention:
+    """Frees blobs by reference from the logs. Lives on the event loop.
+
+    What a site has uploaded for an open task is needed until the task is settled, although no
+    log names it yet.
+
+    Args:
+        blobs: where they are.
+        active: returns the events of each run at work.
+        ended: returns the numbers of all other runs.
+        read: reads the events of such a run; it blocks, and raises FLError.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        active: Callable[[], Mapping[int, Events]],
+        ended: Callable[[], Iterable[int]],
+        read: Callable[[int], Events],
+    ) -> None:
+        self._blobs = blobs
+        self._active = active
+        self._ended = ended
+        self._read = read
+        self._needed: dict[int, frozenset[str]] = {}
+        self._uploads: dict[TaskId, str] = {}
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, *digests: str) -> Iterator[None]:
+        """Keep blobs until a log names them."""
+        self._held.update(digests)
+        try:
+            yield
+        finally:
+            self._held.subtract(digests)
+            self._held += Counter()  # drops the zeros
+
+    # ---- uploads ----
+
+    def uploaded(self, task_id: TaskId, digest: str) -> set[str]:
+        """Note a checked upload for a task; return what it takes the place of."""
+        before = self._uploads.get(task_id)
+        self._uploads[task_id] = digest
+        return {before} - {None, digest} if before else set()
+
+    def has_upload(self, task_id: TaskId, digest: str) -> bool:
+        """Return whether this blob was uploaded for the task and is still here."""
+        return self._uploads.get(task_id) == digest and self._blobs.has(digest)
+
+    def settle(self, run: int, still_open: Collection[str]) -> set[str]:
+        """Forget the uploads for tasks of a run that are not open any more; return them."""
+        over = [key for key in self._uploads if key.run == run and str(key) not in still_open]
+        return {self._uploads.pop(key) for key in over}
+
+    # ---- freeing ----
+
+    async def free(self, candidates: Collection[str]) -> None:
+        """Delete those of `candidates` that nothing needs."""
+        try:
+            while missing := [run for run in self._ended() if run not in self._needed]:
+                for run in missing:
+                    events = await asyncio.to_thread(self._read, run)
+                    self._needed[run] = kept_blobs(events, freed_rounds(events))
+        except FLError as error:
+            log.warning("no blob is freed, a log cannot be read: %s", error)
+            return
+        # From here on nothing is awaited, so that no reference can come up meanwhile.
+        needed = {digest for run in self._ended() for digest in self._needed[run]}
+        for events in self._active().values():
+            needed |= kept_blobs(events, freed_rounds(events))
+        for digest in set(candidates) - needed - set(self._uploads.values()) - self._held.keys():
+            if self._blobs.has(digest):
+                self._blobs.delete(digest)
+
+
+def freed_rounds(events: Events) -> int | None:
+    """Return up to which round a run's updates are free by its `keep_updates`; None for none."""
+    keep, opened, published, ended = "all", 0, 0, False
+    for event in events:
+        match event:
+            case ev.RunOpened():
+                keep = event.job.keep_updates
+            case ev.RoundOpened():
+                opened = event.round
+            case ev.ModelPublished():
+                published = event.round
+            case ev.RunEnded():
+                ended = True
+    if keep == "last 2":
+        return opened - 2
+    if keep == "none":
+        return opened if ended else published
+    return None
+
+
+def old_updates(events: Events) -> set[str]:
+    """Return the digests of a run's updates that are free by its `keep_updates`."""
+    freed = freed_rounds(events)
+    return {
+        event.digest
+        for event in events
+        if isinstance(event, ev.UpdateAccepted) and freed is not None and event.round <= freed
+    }
+
+
+def kept_blobs(events: Events, freed_rounds: int | None) -> frozenset[str]:
+    """Return the digests that a run still needs.
+
+    Args:
+        events: the run's events.
+        freed_rounds: updates of rounds up to this one are not needed; None keeps all.
+    """
+    kept: set[str] = set()
+    for event in events:
+        match event:
+            case ev.RunOpened():
+                kept |= {event.job_blob.digest, event.initial_model.digest}
+            case ev.ModelPublished():
+                kept.add(event.model.digest)
+            case ev.ResultAccepted() if event.digest:
+                kept.add(event.digest)
+            case ev.UpdateAccepted() if freed_rounds is None or event.round > freed_rounds:
+                kept.add(event.digest)
+    return frozenset(kept)

@@ -6,8 +6,6 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime
 
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 
 from flplatform.admin.console_desk import ConsoleDesk, NoteRefusal
 from flplatform.admin.login import LoginDesk
@@ -23,7 +21,7 @@ from flplatform.admin.ports import Control
 from flplatform.admin.rights import Rights
 from flplatform.admin.servicer import ADMIN_RULES, AdminConsoleServicer
 from flplatform.admin.transfers import Transfers
-from flplatform.core.errors import UnauthenticatedError, UnavailableError
+from flplatform.core.errors import UnauthenticatedError
 from flplatform.core.ports import AuditSink, BlobStore
 from flplatform.files.durable import private_dir
 from flplatform.hci import (
@@ -33,8 +31,8 @@ from flplatform.hci import (
     CommandRegister,
     Sessions,
 )
-from flplatform.rpc.channel import server_credentials, server_options
 from flplatform.rpc.interceptors import Caller, Guard
+from flplatform.rpc.serving import make_server, serve
 from flplatform.rpc.streams import BlobService, Slots
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security.identity import Identity
@@ -124,9 +122,7 @@ class FedAdminServer:
         """
         kit, limits = self._kit, self._kit.server.limits
         guard = Guard(self._identify, self._check_token, ADMIN_RULES, self._note_refusal)
-        server = aio.server(
-            interceptors=[guard], options=server_options(limits.max_connection_age_s)
-        )
+        server = make_server(guard, limits.max_connection_age_s)
         slots = Slots(limits.transfer_slots_per_site, limits.transfer_slots)
         transfers = BlobService(
             self._blobs, self._transfers.admit, self._transfers.release, slots, self._workers
@@ -135,11 +131,13 @@ class FedAdminServer:
         pb_grpc.add_AdminConsoleServicer_to_server(
             AdminConsoleServicer(kit.identity, self._login, self._desk), server
         )
-        health = health_aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        await health.set("", health_pb2.HealthCheckResponse.SERVING)
-        self.port = _bind(server, kit)
-        await server.start()
+        self.port = await serve(
+            server,
+            kit.server.admin_address,
+            key_pem=kit.key_pem(),
+            chain_pem=kit.chain,
+            trusted_pem=kit.trust.tls_roots("admin"),
+        )
         self._server = server
         self._watch = asyncio.create_task(self._keep_watch(), name="watch sessions")
 
@@ -202,20 +200,3 @@ def modules(
         ValidationModule(control),
         SystemModule(control, hosts),
     ]
-
-
-def _bind(server: aio.Server, kit: Kit) -> int:
-    """Bind the admin port, which admits certificates of the user issuer only."""
-    address = kit.server.admin_address
-    credentials = server_credentials(kit.key_pem(), kit.chain, kit.trust.tls_roots("admin"))
-    try:
-        port = server.add_secure_port(address, credentials)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise UnavailableError(
-            f"cannot listen on {address}",
-            hint="another process has the port, or the host has no such address; "
-            "local/overrides.yml may set another",
-        )
-    return int(port)

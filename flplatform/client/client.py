@@ -30,6 +30,9 @@ from flplatform.store.blobs import FileBlobStore
 log = logging.getLogger(__name__)
 
 TRUST_RELOAD_S = 30.0
+REPLY_S = 2.0
+"""How long a process that ends waits for its last replies to be sent."""
+
 METRICS_WAITING = 1000
 """Points that wait to be sent; while the server is away further ones are dropped."""
 
@@ -98,6 +101,8 @@ class SiteClient:
 
     async def stop(self) -> None:
         """End all work and say goodbye; spooled results and accepted runs stay."""
+        if self._replies:  # among them the answer to the command that ends this process
+            await asyncio.wait(self._replies, timeout=REPLY_S)
         for loop in (*self._loops, *self._replies):
             loop.cancel()
         await asyncio.gather(*self._loops, *self._replies, return_exceptions=True)

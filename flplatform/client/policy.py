@@ -124,7 +124,9 @@ class Policy:
             raise PermissionDeniedError(
                 f"{' '.join(argv)[:200]!r} does not target this site", rule="signed targets"
             )
-        request = self._request(actor, verb, COMMANDS[verb])
+        # Who asks in advance about a submission of one's own is its submitter.
+        submitter = actor if verb == "preflight" else None
+        request = self._request(actor, verb, COMMANDS[verb], submitter)
         demand(decide_at_site(self._kit.local.site_policy, request), request)
 
     def _request(

@@ -229,7 +229,8 @@ def _probe(tool: Tool) -> str:
         shown.write_text("shown")
         # Any folder with something in it does to be hidden.
         hidden = LAUNCHER.parent
-        mounts = Mounts(scratch, (shown,), (written,), (hidden,))
+        visible = (shown, *interpreter_folders(sys.executable))
+        mounts = Mounts(scratch, visible, (written,), (hidden,))
         python = [sys.executable, "-I", "-S", "-c", _PROBE, str(hidden), str(shown), str(written)]
         argv = command(Level("sandbox", tool), mounts, python)
         try:

@@ -1,5 +1,6 @@
-"""What operators can see and do: values, and the Protocols that admin modules (and, later, a
-gateway) stand on. `server.control.ServerControl` implements them all.
+"""What operators can see and do: values, and the Protocols that admin modules stand on.
+
+`server.control.ServerControl` implements them all; a gateway will stand on them, too.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 
-from flplatform.core.errors import FLError, UnauthenticatedError, UnavailableError
-from flplatform.rpc.channel import server_credentials, server_options
+from flplatform.core.errors import FLError, UnauthenticatedError
 from flplatform.rpc.interceptors import Caller, Guard
+from flplatform.rpc.serving import make_server, serve
 from flplatform.rpc.streams import BlobService, Slots
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security.audit import AuditLog
@@ -169,9 +167,7 @@ class FederatedServer:
             self.workers,
             self.training.note_upload,
         )
-        self._server = aio.server(
-            interceptors=[guard], options=server_options(limits.max_connection_age_s)
-        )
+        self._server = make_server(guard, limits.max_connection_age_s)
         self._server.add_generic_rpc_handlers((transfers.handler(),))
         pb_grpc.add_FederatedTrainingServicer_to_server(
             FederatedTrainingServicer(self.clients, self.relay, self.training, limits.heartbeat_s),
@@ -181,9 +177,13 @@ class FederatedServer:
             AdminCommunicatingServicer(self.relay, self._metrics, limits.waiting_call_s),
             self._server,
         )
-        self.port = bind(self._server, self.kit, self.kit.server.fl_address, "site")
-        await add_health(self._server)
-        await self._server.start()
+        self.port = await serve(
+            self._server,
+            self.kit.server.fl_address,
+            key_pem=self.kit.key_pem(),
+            chain_pem=self.kit.chain,
+            trusted_pem=self.kit.trust.tls_roots("site"),
+        )
         self._tasks = [
             asyncio.create_task(self._watch_clients(), name="watch clients"),
             asyncio.create_task(self.trust.keep_fresh(), name="reload trust"),
@@ -229,30 +229,3 @@ class FederatedServer:
                     await self._watch_wanted.wait()
             except TimeoutError:
                 continue
-
-
-def bind(server: aio.Server, kit: Kit, address: str, trusted: Kind) -> int:
-    """Bind a port that admits certificates of one kind only; return its number.
-
-    Raises:
-        UnavailableError: the address cannot be bound.
-    """
-    credentials = server_credentials(kit.key_pem(), kit.chain, kit.trust.tls_roots(trusted))
-    try:
-        port = server.add_secure_port(address, credentials)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise UnavailableError(
-            f"cannot listen on {address}",
-            hint="another process has the port, or the host has no such address; "
-            "local/overrides.yml may set another",
-        )
-    return int(port)
-
-
-async def add_health(server: aio.Server) -> None:
-    """Serve `grpc.health.v1` to every certificate that the port admits."""
-    health = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    await health.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -78,9 +78,8 @@ def up(quiet: bool = False) -> int:
     if not quiet:
         passphrase = OUT / "heart" / "secrets" / f"{ADMIN}.txt"
         say(f"running; `make console` opens the console (passphrase in {passphrase})")
-        say(
-            "try there: submit_job workspaces/heart, check_status all, cross_val; `make down` stops it"
-        )
+        say("try there: submit_job workspaces/heart, check_status all, cross_val")
+        say("`make down` stops it")
     return 0
 
 

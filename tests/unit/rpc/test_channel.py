@@ -15,7 +15,7 @@ from flplatform.rpc.channel import (
 )
 from flplatform.rpc.interceptors import Rule
 from tests.support.federation import Federation, provision
-from tests.unit.rpc.serving import SERVICE, serving
+from tests.unit.rpc.loopback import SERVICE, serving
 
 
 async def echo(request: bytes, _context: object) -> bytes:

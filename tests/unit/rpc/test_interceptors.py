@@ -23,7 +23,7 @@ from flplatform.rpc import interceptors
 from flplatform.rpc.errors import from_rpc
 from flplatform.rpc.interceptors import MAX_CALLS, Rule, caller
 from tests.support.federation import Federation, provision
-from tests.unit.rpc.serving import SERVICE, TOKEN, Port, metadata, serving
+from tests.unit.rpc.loopback import SERVICE, TOKEN, Port, metadata, serving
 
 WHO = f"/{SERVICE}/Who"
 

@@ -45,7 +45,7 @@ from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.store.blobs import FileBlobStore
 from tests.support.federation import Federation
 from tests.support.models import model_bytes, small_model
-from tests.unit.rpc.serving import TOKEN, Port, file_of, metadata, serving
+from tests.unit.rpc.loopback import TOKEN, Port, file_of, metadata, serving
 
 RULES = {UPLOAD: Rule(), DOWNLOAD: Rule()}
 OTHER = "blake3:" + "0" * 64

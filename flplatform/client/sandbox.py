@@ -206,7 +206,7 @@ def refused(action):
     except OSError:
         return True
     return False
-assert not os.listdir(hidden), "hidden folders stay visible"
+assert not os.path.isdir(hidden) or not os.listdir(hidden), "hidden folders stay visible"
 assert open(shown).read() == "shown", "data is not visible"
 assert refused(lambda: open(shown, "a")), "data is writable"
 assert refused(lambda: os.mkdir("/flplatform-probe")), "the host is writable"

@@ -88,7 +88,9 @@ class RequestRelay:
         body: Mapping[str, Any] | None = None,
     ) -> dict[str, Reply]:
         """Ask several sites at once; every one of them is in the answer, in the order given."""
-        futures = {site: self.post(site, topic, signed=signed, body=body) for site in sites}
+        futures = {
+            site: self.post(site, topic, signed=signed, body=body) for site in dict.fromkeys(sites)
+        }
         silent = Reply("no_reply", message=f"no reply after {timeout_s:.1f} s")
         try:
             if futures:
@@ -130,9 +132,11 @@ class RequestRelay:
         Raises:
             NotFoundError: nobody waits for it.
         """
-        future = self._waiters.get((site, reply.request_id))
+        key = (site, reply.request_id)
+        future = self._waiters.get(key)
         if future is None or future.done():
             raise NotFoundError(f"nobody waits for a reply to {reply.request_id[:64]!r}")
+        self._forget(key)
         status, message = reply.status, reply.message[:2000]
         try:
             body = _body(reply.body)

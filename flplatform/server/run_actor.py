@@ -298,6 +298,10 @@ class RunActor:
                 await asyncio.sleep(RETRY_S)
             except FLError as error:
                 return await self._report(InstructionFailed(item.id, f"aggregation: {error}"))
+            except Exception as error:
+                log.exception("run %d: %s failed", self.run, item.id)
+                what = f"aggregation: {type(error).__name__}: {error}"
+                return await self._report(InstructionFailed(item.id, what))
             else:
                 return await self._report(Aggregated(item.closed.round, model))
 

@@ -104,7 +104,8 @@ def test_loopback_is_there_and_nothing_else(folder, level):
         "socket.create_connection(server.getsockname()).close();"
         "print([name for _, name in socket.if_nameindex()])"
     )
-    argv = command(level, Mounts(folder / "scratch"), [sys.executable, "-c", program])
+    mounts = Mounts(folder / "scratch", interpreter_folders(sys.executable))
+    argv = command(level, mounts, [sys.executable, "-c", program])
     assert subprocess.run(argv, capture_output=True, text=True).stdout == "['lo']\n"
 
 

@@ -21,7 +21,6 @@ PROJECT = HERE / "heart" / "project.yml"
 KITS = OUT / "heart" / "kits"
 SITES = ("cleveland", "hungary", "switzerland", "va")
 ADMIN = "amy@coordinator.org"
-START_S = 60.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,9 +49,10 @@ def demo() -> int:
 
 def up(quiet: bool = False) -> int:
     """Provision (afresh) and start all five; leave them running."""
-    if (KITS / "server" / "state" / "ready.json").exists():
+    if running():
         print("a federation is running; `make down` stops it", file=sys.stderr)
         return 1
+    down()  # sites without a server, perhaps
     shutil.rmtree(OUT, ignore_errors=True)
     say("provisioning a server, four hospitals and an admin")
     subprocess.run(
@@ -71,6 +71,9 @@ def up(quiet: bool = False) -> int:
     say("starting them, each by its own start.sh")
     start(["server"])
     ready = json.loads((KITS / "server" / "state" / "ready.json").read_text())
+    # The ports that it got are its own from now on: whoever restarts it finds it again.
+    lines = [f"{kind}_address: 127.0.0.1:{ready[f'{kind}_port']}\n" for kind in ("fl", "admin")]
+    (KITS / "server" / "local" / "overrides.yml").write_text("".join(lines))
     for name in (*SITES, ADMIN):
         port = ready["admin_port" if name == ADMIN else "fl_port"]
         (KITS / name / "local" / "overrides.yml").write_text(f'servers: ["localhost:{port}"]\n')
@@ -81,6 +84,12 @@ def up(quiet: bool = False) -> int:
         say("try there: submit_job workspaces/heart, check_status all, cross_val")
         say("`make down` stops it")
     return 0
+
+
+def running() -> bool:
+    """Say whether the demo's server runs: it holds the lock on its pid file."""
+    path = KITS / "server" / "daemon.pid"
+    return path.exists() and bool(subprocess.run(["flock", "--nonblock", path, "true"]).returncode)
 
 
 def start(names: Sequence[str]) -> None:
@@ -113,8 +122,10 @@ def isolation() -> str:
 
 
 def console() -> int:
-    """Open the console."""
-    return subprocess.run(console_command(), check=False, cwd=HERE.parent).returncode
+    """Open the console in place of this process, so that Ctrl-C is the console's alone."""
+    command = console_command()
+    os.chdir(HERE.parent)
+    os.execv(command[0], command)
 
 
 def console_command(*options: str) -> list[str]:

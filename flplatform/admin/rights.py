@@ -142,7 +142,8 @@ class Rights:
         if command in SUBMITTING:
             yield self._submission(actor, permission)
         elif isinstance(args, ForRun):
-            run = self._control.run(current_run(self._control, args.run))
+            number = current_run(self._control, args.run, ended=permission == "view")
+            run = self._control.run(number)
             yield Request(
                 actor,
                 command,

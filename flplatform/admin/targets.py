@@ -82,8 +82,13 @@ def resolve(words: tuple[str, ...], known: Collection[str]) -> Targets:
     )
 
 
-def current_run(control: RunsControl, given: int | None) -> int:
+def current_run(control: RunsControl, given: int | None, *, ended: bool = False) -> int:
     """Return the run that a command means: the one named, the session's, or the only active one.
+
+    Args:
+        control: knows the runs.
+        given: the run that the command names, if it does.
+        ended: whether a run that has ended will do: then the latest one is taken at last.
 
     Raises:
         FailedPreconditionError: there is none, or more than one; the message lists them.
@@ -99,6 +104,9 @@ def current_run(control: RunsControl, given: int | None) -> int:
             f"several runs are active: {', '.join(map(str, active))}",
             hint="name one, or set_run_number N",
         )
+    if ended and (runs := control.runs()):
+        command.meant_run = runs[-1].run
+        return command.meant_run
     raise FailedPreconditionError("no run is active", hint="name one; list_runs shows them all")
 
 

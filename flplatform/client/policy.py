@@ -70,7 +70,7 @@ class Policy:
         """
         local = self._kit.local
         policy = local.site_policy
-        for actor in {submitter, author}:
+        for actor in dict.fromkeys((submitter, author)):
             request = self._request(actor, "submit_job", "train", submitter)
             demand(decide_job(policy, request, has_code), request)
         foreign = has_code and author.organisation != self._kit.identity.organisation

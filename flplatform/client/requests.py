@@ -13,7 +13,12 @@ from typing import Any, Protocol
 
 from flplatform.client.policy import Policy
 from flplatform.client.seen import SeenIds
-from flplatform.core.errors import FLError, InvalidArgumentError, PermissionDeniedError
+from flplatform.core.errors import (
+    FLError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from flplatform.core.ports import AuditSink
 from flplatform.core.strict import Strict, parse_json
 from flplatform.rpc.v1 import federated_pb2 as pb
@@ -100,16 +105,17 @@ class RequestAgent:
         actor: dict[str, str] = {"name": "unverified", "role": ""}
         try:
             process = self._start if request.topic == "start" else self._command
-            body = await process(request, actor)
+            body = json.dumps(await process(request, actor)).encode()
         except FLError as error:
-            refused = isinstance(error, PermissionDeniedError)
+            forged = isinstance(error, UnauthenticatedError)
+            refused = forged or isinstance(error, PermissionDeniedError)
             log.warning("%s of %s refused: %s", request.topic, actor["name"], error)
             self._note(actor, request, "refused" if refused else "failed", str(error))
             return pb.SiteReply(
                 request_id=request.id,
                 status="refused" if refused else "error",
                 message=error.message,
-                rule=error.rule,
+                rule=error.rule or ("signature" if forged else ""),
             )
         except Exception as error:
             log.exception("%s failed", request.topic)
@@ -117,7 +123,7 @@ class RequestAgent:
             return pb.SiteReply(
                 request_id=request.id, status="error", message="internal error at the site"
             )
-        return pb.SiteReply(request_id=request.id, status="ok", body=json.dumps(body).encode())
+        return pb.SiteReply(request_id=request.id, status="ok", body=body)
 
     def _note(self, actor: Body, request: pb.SiteRequest, decision: str, reason: str) -> None:
         try:

@@ -151,6 +151,8 @@ class Session:
                 )
             except aio.AioRpcError as error:
                 failure = from_rpc(error)
+            except (asyncio.CancelledError, aio.UsageError) as error:
+                failure = _closed(error)
             if isinstance(failure, DeadlineExceededError):
                 failure = UnavailableError(f"{method}: no answer within {timeout_s:g} s")
             if last or not isinstance(failure, UnauthenticatedError):
@@ -187,10 +189,18 @@ class Session:
             await self.register("")
         token = self.token
         try:
-            return await move(self._open()[1], token)
+            return await self._move(move, token)
         except UnauthenticatedError:
             await self.register(token)
-            return await move(self._open()[1], self.token)
+            return await self._move(move, self.token)
+
+    async def _move(self, move: Callable[[aio.Channel, str], Awaitable[T]], token: str) -> T:
+        try:
+            return await move(self._open()[1], token)
+        except DeadlineExceededError as error:
+            raise UnavailableError(error.message) from None
+        except (asyncio.CancelledError, aio.UsageError) as error:
+            raise _closed(error) from None
 
     async def persist(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
         """Do `step` until it is neither the connection's nor the server's fault that it fails.
@@ -210,17 +220,20 @@ class Session:
                 await asyncio.sleep(pause)
 
     async def repeat(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Do `step` for ever; a refusal is logged and `step` tried again after a pause."""
+        """Do `step` for ever; a refusal or a defect is logged, then a pause and the next try."""
         attempt = 0
         while True:
+            pause = backoff_s(attempt, self._kit.site.backoff_max_s)
             try:
                 await self.persist(what, step)
                 attempt = 0
+                continue
             except FLError as error:
-                pause = backoff_s(attempt, self._kit.site.backoff_max_s)
                 log.warning("%s: refused, next try in %.1f s: %s", what, pause, error)
-                attempt += 1
-                await asyncio.sleep(pause)
+            except Exception:
+                log.exception("%s: a defect of this program, next try in %.1f s", what, pause)
+            attempt += 1
+            await asyncio.sleep(pause)
 
     async def close(self, reason: str) -> None:
         """Say goodbye if that is possible, and close the connection."""
@@ -232,3 +245,15 @@ class Session:
             except aio.AioRpcError as error:
                 log.debug("quit: %s", error.details())
         await self._close_channels()
+
+
+def _closed(error: BaseException) -> UnavailableError:
+    """Return what a call comes to whose channel was closed under it, which looks like a cancel.
+
+    Raises:
+        asyncio.CancelledError: the caller itself is cancelled.
+    """
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
+    return UnavailableError("the connection was closed")

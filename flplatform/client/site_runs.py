@@ -14,10 +14,16 @@ from typing import Any
 from flplatform.client.executors import Outcome, RunProcess, RunProcessCrashed, RunSpec
 from flplatform.client.policy import Plan, Policy
 from flplatform.client.requests import StartBody
-from flplatform.core.errors import FLError, InvalidArgumentError, PermissionDeniedError
+from flplatform.core.errors import (
+    DataLossError,
+    FLError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+)
 from flplatform.core.job import CODE_FOLDER
 from flplatform.core.messages import ModelRef, Task, TaskFailure
 from flplatform.core.strict import Strict, parse_json
+from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import fsync_dir, private_dir, remove_temporaries, write_atomic
 from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.kit import Kit
@@ -180,7 +186,7 @@ class SiteRuns:
         self._runs: dict[int, SiteRun] = {}
         self._submissions: dict[str, int] = {}
         self._accepting = asyncio.Lock()
-        self._background: set[asyncio.Task[None]] = set()
+        self._warming: dict[int, asyncio.Task[None]] = {}
 
     def open(self, blob_path: Callable[[str], Path]) -> None:
         """Bring back the runs that were accepted before a restart, verifying them again."""
@@ -188,20 +194,27 @@ class SiteRuns:
         path = self._folder / SUBMISSIONS
         if path.exists():
             self._submissions = {str(k): int(v) for k, v in json.loads(path.read_bytes()).items()}
+        known = dict(self._submissions)
         for folder in sorted(self._folder.iterdir()):
             if not (folder / RECORD).exists():
                 continue
             try:
                 record = parse_json(RunRecord, (folder / RECORD).read_bytes(), str(folder))
+                self._submissions[record.submission_id] = record.run
                 signed = Signed.from_bytes(base64.b64decode(record.order))
-                identity, _ = open_order(StartOrder, signed, self._trust(), record.accepted)
-                package = open_package(blob_path(record.digest), self._trust(), record.accepted)
+                identity, order = open_order(StartOrder, signed, self._trust(), record.accepted)
+                path = blob_path(record.digest)
+                if digest_of_file(path)[0] != f"blake3:{order.job_digest}":
+                    raise DataLossError(f"{path} is not the package that was signed")
+                package = open_package(path, self._trust(), record.accepted)
                 plan = self._check(identity, package)
             except (FLError, OSError, ValueError) as error:
                 log.error("%s is not resumed: %s", folder.name, error)
                 continue
             self._add(folder, record, package, plan)
             log.info("run %d is resumed", record.run)
+        if self._submissions != known:  # a kill came between accepting one and noting it
+            self._note_submissions(self._submissions)
 
     def _check(self, submitter: Identity, package: Package) -> Plan:
         return self._policy.check_job(
@@ -244,6 +257,8 @@ class SiteRuns:
                 rule="signed job digest",
             )
         async with self._accepting:
+            if (answer := self.recorded(signed, body)) is not None:
+                return answer  # asked twice, as after a restart of the server
             self._check_single(order.submission_id, body.run)
             path = await self._fetch(ModelRef(body.digest, body.size))
             now = datetime.now(UTC)
@@ -276,8 +291,8 @@ class SiteRuns:
             plan.isolation,
         )
         warming = asyncio.create_task(_warm(run))
-        self._background.add(warming)
-        warming.add_done_callback(self._background.discard)
+        self._warming[run.run] = warming
+        warming.add_done_callback(lambda _: self._warming.pop(run.run, None))
         return {"isolation": plan.isolation}
 
     def _check_single(self, submission_id: str, run: int) -> None:
@@ -301,9 +316,15 @@ class SiteRuns:
         write_atomic(temporary / RECORD, record.model_dump_json().encode())
         temporary.rename(folder)
         fsync_dir(self._folder)
-        submissions = {**self._submissions, record.submission_id: record.run}
-        write_atomic(self._folder / SUBMISSIONS, json.dumps(submissions).encode())
+        try:
+            self._note_submissions({**self._submissions, record.submission_id: record.run})
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return folder
+
+    def _note_submissions(self, submissions: Mapping[str, int]) -> None:
+        write_atomic(self._folder / SUBMISSIONS, json.dumps(submissions).encode())
 
     # ---- what the task loop needs ----
 
@@ -325,14 +346,18 @@ class SiteRuns:
         if run is None:
             return
         log.info("run %d has ended: %s", number, status)
+        if warming := self._warming.get(number):
+            warming.cancel()
+            await asyncio.wait([warming])
         await run.abort()
         await asyncio.to_thread(shutil.rmtree, run.folder, ignore_errors=True)
 
     async def close(self) -> None:
         """End all run processes; the runs stay accepted."""
-        for task in self._background:
+        warming = list(self._warming.values())
+        for task in warming:
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*warming, return_exceptions=True)
         await asyncio.gather(*(run.abort() for run in self._runs.values()))
 
 

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from flplatform.algorithms.filters import FILTERS
 from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
@@ -19,6 +21,7 @@ from flplatform.client.spool import Spool, SpooledResult
 from flplatform.core.config import SitePolicy
 from flplatform.core.errors import (
     AlreadyExistsError,
+    DataLossError,
     FailedPreconditionError,
     FLError,
     InvalidArgumentError,
@@ -35,6 +38,11 @@ from flplatform.rpc.streams import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""Pause after an error that answers no task, before the server may offer the task again."""
+
+T = TypeVar("T")
 
 
 class TaskLoop:
@@ -58,7 +66,7 @@ class TaskLoop:
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._answering: set[str] = set()
         self._withdrawn: set[str] = set()
-        self._fetching: dict[str, asyncio.Lock] = {}
+        self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -80,42 +88,35 @@ class TaskLoop:
         Raises:
             FLError: the server refused.
         """
-        async with self._fetching.setdefault(blob.digest, asyncio.Lock()):
-            try:
-                return await self._session.persist(
-                    f"download {blob.digest}",
-                    lambda: self._session.transfer(
-                        lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
-                    ),
-                )
-            finally:
-                self._fetching.pop(blob.digest, None)
+        lock = self._fetching.setdefault(blob.digest, asyncio.Lock())
+        async with lock:
+            return await self._session.persist(
+                f"download {blob.digest}",
+                lambda: self._session.transfer(
+                    lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
+                ),
+            )
 
     async def _step(self) -> None:
+        before = set(self._workers)
         held = [task_id for task_id in self._workers if task_id not in self._withdrawn]
         request = pb.GetTaskRequest(held=held, runs=self._runs.numbers())
         reply = await self._session.training("GetTask", request, WAITING_CALL_S)
         for ended in reply.ended:
             await self._end(ended.run, ended.status)
         offered = {task.id: task for task in reply.tasks}
-        for task_id in set(self._workers) - set(offered):
-            if task_id in self._answering:
-                self._withdrawn.add(task_id)  # the server's answer settles the state
-            else:
-                log.info("task %s is withdrawn", task_id)
-                self._workers[task_id].cancel()
-                await asyncio.wait([self._workers[task_id]])
-        self._withdrawn &= set(self._workers)
+        gone = set(self._workers) - set(offered)
+        self._withdrawn = gone & self._answering  # the server's answer settles the state
+        for task_id in gone - self._answering:
+            log.info("task %s is withdrawn", task_id)
+        await _cancel([self._workers[task_id] for task_id in gone - self._answering])
         for task_id, offer in offered.items():
-            if task_id not in self._workers:
+            # What was in hand and is not any more has been answered since the server was asked.
+            if task_id not in before:
                 self._begin(TaskId.parse(task_id), partial(self._do, offer))
 
     async def _end(self, run: int, status: str) -> None:
-        mine = [worker for key, worker in self._workers.items() if TaskId.parse(key).run == run]
-        for worker in mine:
-            worker.cancel()
-        if mine:
-            await asyncio.wait(mine)
+        await _cancel([item for key, item in self._workers.items() if TaskId.parse(key).run == run])
         self._spool.drop_run(run)
         await self._runs.end(run, status)
 
@@ -125,10 +126,12 @@ class TaskLoop:
         async def worker() -> None:
             try:
                 await work()
-            except asyncio.CancelledError:
-                raise
+            except FLError as error:
+                log.warning("task %s: not answered: %s", key, error)
+                await asyncio.sleep(RETRY_S)
             except Exception:
                 log.exception("task %s: a defect of this program", key)
+                await asyncio.sleep(RETRY_S)
 
         task = asyncio.create_task(worker(), name=f"task {key}")
         self._workers[key] = task
@@ -160,6 +163,9 @@ class TaskLoop:
             outcome = TaskFailure(str(error), error.traceback)
         except (FLError, OSError) as error:
             outcome = TaskFailure(str(error))
+        except Exception as error:
+            log.exception("task %s: a defect of this program", task_id)
+            outcome = TaskFailure(f"a defect of the site's program: {type(error).__name__}")
         finally:
             run.enter("idle")
         if isinstance(outcome, TaskFailure):
@@ -180,7 +186,7 @@ class TaskLoop:
             if isinstance(outcome, TaskFailure):
                 return outcome
             base = model or run.last_model
-            return await asyncio.to_thread(self._spool_result, task, outcome, base, work)
+            return await _whole(asyncio.to_thread(self._spool_result, task, outcome, base, work))
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
 
@@ -253,6 +259,8 @@ class TaskLoop:
         except (InvalidArgumentError, PermissionDeniedError) as error:
             log.warning("task %s: the server refused the result: %s", entry.task_id, error)
             await self._fail(entry.task_id, TaskFailure(f"the server refused it: {error}"))
+        except (DataLossError, FileNotFoundError) as error:
+            log.error("task %s: its result is lost and made again: %s", entry.task_id, error)
         await asyncio.to_thread(
             self._spool.settle, entry.task_id, run.state if run and adopt else None
         )
@@ -303,3 +311,22 @@ class TaskLoop:
             )
         except FLError as error:
             log.info("failure of %s: %s", task_id, error)
+
+
+async def _cancel(workers: list[asyncio.Task[None]]) -> None:
+    for worker in workers:
+        worker.cancel()
+    if workers:
+        await asyncio.wait(workers)
+
+
+async def _whole(work: Awaitable[T]) -> T:
+    """Wait for work in a thread to its end, also if cancelled: nothing must go on beside it."""
+    future = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        if error := future.exception():
+            log.warning("not finished before the task was cancelled: %s", error)
+        raise

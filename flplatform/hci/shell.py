@@ -359,7 +359,7 @@ async def _watch(argv: list[str], shell: Shell) -> int:
         shell.clear()
         code = await shell.run_command(line)
         looks += 1
-        if looks == values["times"]:
+        if looks == values["times"] or code == ExitCode.USAGE:
             return code
         await asyncio.sleep(values["every"])
 

@@ -187,7 +187,8 @@ def _kind(name: str, hint: Any) -> tuple[Kind, bool, tuple[str, ...]]:
 def usage(view: SpecView) -> str:
     """The usage line: `submit JOB [--min N] [--only NAME,…]`."""
     words = [view.name]
-    for parameter in view.parameters:
+    # After the first word of a verbatim parameter nothing is an option any more: it comes last.
+    for parameter in sorted(view.parameters, key=lambda each: each.verbatim):
         if parameter.kind == "flag":
             word = parameter.label
         elif parameter.options:

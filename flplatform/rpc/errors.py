@@ -103,4 +103,8 @@ def from_rpc(error: grpc.RpcError) -> FLError:
                 break
             return built
     cls = _BY_STATUS.get(error.code(), InternalError)
-    return cls(f"{error.code().name.lower()}: {error.details() or 'no details'}")
+    details = error.details() or "no details"
+    if cls is UnavailableError and "failed to connect" in details:
+        # gRPC tells the whole story of all addresses; its last clause is the reason.
+        return UnavailableError(f"no connection: {details.rpartition(': ')[2]}")
+    return cls(f"{error.code().name.lower()}: {details}")

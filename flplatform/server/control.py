@@ -301,6 +301,9 @@ def _run_view(summary: RunSummary, actor: RunActor | None) -> RunView:
     state = actor.state
     waiting: set[str] = {site for site, tasks in actor.tasks.items() if tasks}
     accepted: set[str] = set(state.open_round.accepted) if state.open_round else set()
+    for gather in state.gathers.values():
+        if not gather.closed:
+            accepted = {task_id.site for task_id in gather.results} - waiting
     if state.step < 0:
         waiting = set(state.opened.sites) - state.answers.keys()
         accepted = set(state.deployed)

@@ -309,6 +309,7 @@ class RunActor:
 def _fail(letter: _Letter, error: Exception) -> None:
     if not letter.answer.done():
         letter.answer.set_exception(error)
+        letter.answer.exception()  # who asked may have left: nobody need look at it
 
 
 def start_order(opened: ev.RunOpened) -> bytes:

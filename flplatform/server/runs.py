@@ -285,14 +285,14 @@ class Runs:
                     submitter=opened.submitter,
                 )
                 first = Row(ev.run_stream(run), 1, utc_now(), *ev.encode(opened))
-                await self._append_federation(numbered, first)
+                submitted = await self._append_federation(numbered, first)
                 self._submissions[opened.submission_id] = run
                 self._summaries[run] = RunSummary(
                     run=run,
                     name=opened.job.name,
                     submitter=opened.submitter,
                     submission_id=opened.submission_id,
-                    submitted=first.time,
+                    submitted=submitted,
                     job_digest=digest,
                     rounds=opened.job.rounds,
                 )
@@ -307,10 +307,12 @@ class Runs:
         task.add_done_callback(self._background.discard)
         return await asyncio.shield(task)
 
-    async def _append_federation(self, event: ev.Event, *more: Row) -> None:
+    async def _append_federation(self, event: ev.Event, *more: Row) -> str:
+        """Append an event, with rows of other streams; return its time."""
         row = Row(ev.FEDERATION, self._federation_seq + 1, utc_now(), *ev.encode(event))
         await asyncio.wrap_future(self._store.append([row, *more]))
         self._federation_seq = row.seq
+        return row.time
 
     # ---- finding and feeding ----
 
@@ -544,7 +546,8 @@ class Runs:
         while True:
             try:
                 async with self._numbering:
-                    return await self._append_federation(summarised)
+                    await self._append_federation(summarised)
+                return
             except ResourceExhaustedError as error:
                 log.error("the end of run %d waits for space: %s", actor.run, error)
                 await asyncio.sleep(RETRY_S)

@@ -2,7 +2,8 @@
 # Runs this kit's server or site and starts it again after a crash.
 #
 #   start.sh                in the foreground; Ctrl-C or SIGTERM stops it
-#   start.sh --background   detached, output in logs/console.log; stop.sh stops it
+#   start.sh --background   detached, output in logs/console.log; returns once it serves (at most
+#                           FLP_READY_S seconds); stop.sh stops it
 #   start.sh --once         no supervision: becomes the program (for systemd, containers)
 #
 # Interpreter: $FLP_PYTHON, else the path in local/python, else python3.
@@ -16,6 +17,7 @@ KIT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 PID_FILE="$KIT/daemon.pid"
 BACKOFF_MS=${FLP_BACKOFF_MS:-1000}
 QUICK_S=${FLP_QUICK_S:-60}
+READY_S=${FLP_READY_S:-60}
 MAX_CRASHES=5
 
 say() { printf 'start.sh: %s\n' "$*" >&2; }
@@ -45,7 +47,7 @@ command -v -- "$PY" >/dev/null || die "there is no interpreter $PY" 78
     die "$PY has no flplatform; write the path of the right interpreter to local/python" 78
 
 if [[ "$(id -u)" == 0 ]]; then
-    say "warning: running as root; an account of its own is safer"
+    say "warning: ${KIT##*/} runs as root; an account of its own is safer"
 fi
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
@@ -58,12 +60,16 @@ flock --nonblock 9 || die "already running: $(tr '\n' ' ' <"$PID_FILE")"
 if [[ "$MODE" == --background ]]; then
     LOG="$KIT/logs/console.log"
     mkdir -p -- "$KIT/logs"
+    : >"$LOG"
+    rm -f -- "$KIT/state/ready.json"
     exec 9>&-
     setsid nohup "$KIT/startup/start.sh" </dev/null >>"$LOG" 2>&1 &
-    for ((tenths = 0; tenths < 10; tenths++)); do
-        sleep 0.1
+    for ((waited = 0; waited < READY_S * 20; waited++)); do
+        [[ ! -f "$KIT/state/ready.json" ]] || break
         kill -0 "$!" 2>/dev/null || die "it stopped at once: $(tail -n 5 -- "$LOG")"
+        sleep 0.05
     done
+    [[ -f "$KIT/state/ready.json" ]] || die "started, but not ready after $READY_S s; see $LOG"
     printf 'started in the background, process %s, output in %s\n' "$!" "$LOG"
     exit 0
 fi

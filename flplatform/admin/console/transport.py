@@ -314,7 +314,8 @@ class GrpcTransport:
                 try:
                     await self.refresh()
                 except FLError as error:
-                    self._status.toolbar = f"no connection: {error.message}"
+                    prompt = f"fl:{self._config.project}  no connection > "
+                    self._status = pb.StatusReply(prompt=prompt, toolbar=error.message)
             await asyncio.sleep(STATUS_S)
 
     async def _call(self, method: str, request: Any) -> Any:

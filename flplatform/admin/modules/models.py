@@ -21,7 +21,10 @@ class ShowMetrics:
     """Of `show_metrics`."""
 
     run: int | None = argument(
-        help="the run's number; default the current one", complete="run", minimum=1, default=None
+        help="the run's number; default the current or the latest one",
+        complete="run",
+        minimum=1,
+        default=None,
     )
     metric: str = argument(
         help="the metric; default the one that the job watches",
@@ -91,7 +94,7 @@ class ModelsModule:
         ]
 
     async def _show_metrics(self, connection: Connection, args: ShowMetrics) -> None:
-        run = self._control.run(current_run(self._control, args.run))
+        run = self._control.run(current_run(self._control, args.run, ended=True))
         rounds = self._control.metrics(run.run)
         metric = args.metric or run.metric or _first_metric(rounds)
         sites = sorted({site for each in rounds for site in (*each.sites, *each.training)})

@@ -23,7 +23,10 @@ class CrossVal:
     """Of `cross_val`."""
 
     run: int | None = argument(
-        help="the run's number; default the current one", complete="run", minimum=1, default=None
+        help="the run's number; default the current or the latest one",
+        complete="run",
+        minimum=1,
+        default=None,
     )
     metric: str = argument(
         help="the metric; default the one that the job watches",
@@ -140,7 +143,7 @@ class ValidationModule:
         ]
 
     async def _cross_val(self, connection: Connection, args: CrossVal) -> None:
-        number = current_run(self._control, args.run)
+        number = current_run(self._control, args.run, ended=True)
         view = self._control.cross_validation(number)
         matrix = Matrix.of(view, args.metric)
         names = {GLOBAL_OWNER: f"global (r{view.global_round}, best)"}

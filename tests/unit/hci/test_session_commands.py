@@ -41,7 +41,7 @@ def test_help_lists_and_explains(server, session):
     assert ["session", "whoami", "shows who is signed in"] in table["rows"]
     assert done["exit_code"] == 0
     page, _ = asyncio.run(run(server, session, "?", "watch"))
-    assert page["text"].startswith("watch COMMAND… [--every SECONDS]")
+    assert page["text"].startswith("watch [--every SECONDS] [--times N] COMMAND…")
     error, done = asyncio.run(run(server, session, "help", "whoam"))
     assert error["hint"] == "did you mean whoami?"
     assert done["exit_code"] == 2

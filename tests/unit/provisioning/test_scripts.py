@@ -235,12 +235,21 @@ def test_once_becomes_the_program(waiting: Kit) -> None:
     assert waiting.finish(process)[0] == 0
 
 
-def test_background_detaches(waiting: Kit) -> None:
-    code, output = waiting.finish(waiting.start("--background"))
+def test_background_detaches_once_it_serves(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, f"mkdir -p state; sleep 0.3; : > state/ready.json; {WAITING}")
+    code, output = kit.finish(kit.start("--background"))
     assert code == 0
     assert "started in the background" in output
-    waiting.await_runs(1)
-    assert (waiting.folder / "logs" / "console.log").exists()
+    assert (kit.folder / "state" / "ready.json").exists()
+    assert (kit.folder / "logs" / "console.log").exists()
+    assert kit.stop().stdout == "stopped\n"
+
+
+def test_background_says_when_nothing_serves(waiting: Kit) -> None:
+    waiting.environment["FLP_READY_S"] = "1"
+    code, output = waiting.finish(waiting.start("--background"))
+    assert code == 1
+    assert "not ready after 1 s" in output
     assert waiting.stop().stdout == "stopped\n"
 
 

@@ -15,10 +15,10 @@ class SiteView:
     """One site as the server sees it now; times in seconds, monotonic differences.
 
     Attributes:
-        state: `live`, `expected` (presumed there after a server restart), or `disabled`.
+        state: `live`, `expected` (presumed there after a server restart), `away`, or `disabled`.
         runs: for each run that the site reported: run, round, phase, seconds in it.
-        last_seen_s: seconds since anything was heard; None while expected.
-        certificate_days: days until its certificate expires; None while expected.
+        last_seen_s: seconds since anything was heard; None if not since the server's start.
+        certificate_days: days until its certificate expires; None while it is not there.
     """
 
     name: str
@@ -206,7 +206,7 @@ class SitesControl(Protocol):
     """Sites: see, reach, remove."""
 
     def sites(self) -> list[SiteView]:
-        """Return registered and expected sites in name order."""
+        """Return every site that has ever registered, in name order."""
 
     async def ask(
         self,

@@ -63,6 +63,11 @@ class ClientManager:
         clock: monotonic seconds.
         changed: called with the names of sites that came or went.
         token_s: a token that no heartbeat renewed for so long is dead.
+
+    Attributes:
+        disabled: sites that may register but take no part.
+        known: every site that has ever registered → its organisation.
+        gone: known site that is not there → when it was last heard of, monotonic.
     """
 
     max_clients: int
@@ -71,6 +76,8 @@ class ClientManager:
     changed: Callable[[Sequence[str]], None]
     token_s: float = TOKEN_LIFETIME_S
     disabled: set[str] = field(default_factory=set)
+    known: dict[str, str] = field(default_factory=dict)
+    gone: dict[str, float] = field(default_factory=dict)
     _clients: dict[str, Client] = field(default_factory=dict)
     _presumed: dict[str, float] = field(default_factory=dict)
 
@@ -96,6 +103,8 @@ class ClientManager:
             identity, peer, _hash(token), now, now, version=version, isolation=isolation
         )
         self._presumed.pop(name, None)
+        self.known[name] = identity.organisation
+        self.gone.pop(name, None)
         if came:
             log.info("%s registered from %s", name, peer)
             self.changed([name])
@@ -134,6 +143,7 @@ class ClientManager:
         """
         if self._clients.pop(name, None) is None and self._presumed.pop(name, None) is None:
             raise NotFoundError(f"no site {name!r} is registered")
+        self.gone[name] = self.clock()
         log.info("%s left", name)
         self.changed([name])
 
@@ -152,7 +162,7 @@ class ClientManager:
         ]
         for name in gone:
             log.warning("%s is dead: silent for %.0f s", name, now - self._clients[name].last_seen)
-            del self._clients[name]
+            self.gone[name] = self._clients.pop(name).last_seen
         missing = [name for name, until in self._presumed.items() if now >= until]
         for name in missing:
             log.warning("%s did not come back after the restart", name)

@@ -17,7 +17,7 @@ from flplatform.core.control import (
     SiteReply,
     SiteView,
 )
-from flplatform.core.errors import NotFoundError, PermissionDeniedError
+from flplatform.core.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
 from flplatform.core.messages import LAST_OWNER, ModelRef
 from flplatform.core.ports import BlobStore
 from flplatform.core.workflow import Abort, SetQuorum
@@ -26,9 +26,10 @@ from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.package import open_package
 from flplatform.security.signing import Signed, StartOrder, open_order
 from flplatform.server.client_manager import ClientManager
+from flplatform.server.ledger import RunSummary
 from flplatform.server.relay import RequestRelay
 from flplatform.server.run_actor import RunActor
-from flplatform.server.runs import Runs, RunSummary, resolve_sites
+from flplatform.server.runs import Runs
 from flplatform.server.validation import cross_validation
 
 
@@ -105,7 +106,7 @@ class ServerControl:
         package = await asyncio.to_thread(open_package, path, self._trust.store, now)
         if not self._blobs.has(package.model.digest):
             raise NotFoundError("the initial model was not uploaded", hint="submit the job again")
-        known = [site.name for site in self.sites()]
+        known = [site.name for site in self.sites()]  # one that is away may come back
         sites = resolve_sites(start.sites, known, frozenset(self._clients.disabled))
         return await self._runs.submit(
             package,
@@ -208,22 +209,24 @@ class ServerControl:
     # ---- sites ----
 
     def sites(self) -> list[SiteView]:
-        """Return registered and expected sites in name order."""
+        """Return every site that has ever registered, in name order."""
         now = self._clients.clock()
+        live, gone = self._clients.live(), self._clients.gone
         views = []
-        for name in sorted(self._clients.live() | self._clients.disabled):
+        for name in sorted(live | self._clients.known.keys() | self._clients.disabled):
             client = self._clients.get(name)
-            state = "live" if client else "expected"
+            state = "live" if client else "expected" if name in live else "away"
+            heard = client.last_seen if client else gone.get(name)
             views.append(
                 SiteView(
                     name=name,
-                    organisation=client.identity.organisation if client else "",
+                    organisation=self._clients.known.get(name, ""),
                     state="disabled" if name in self._clients.disabled else state,
                     runs=tuple(
                         (report.run, report.round, report.phase, now - report.since)
                         for report in (client.reports if client else ())
                     ),
-                    last_seen_s=now - client.last_seen if client else None,
+                    last_seen_s=None if heard is None else now - heard,
                     certificate_days=_days_left(client.identity) if client else None,
                     isolation=client.isolation if client else "",
                     version=client.version if client else "",
@@ -367,3 +370,25 @@ def _metrics(actor: RunActor) -> list[RoundMetrics]:
         )
         for number, blob in sorted(state.models.items())
     ]
+
+
+def resolve_sites(
+    requested: Sequence[str], known: Sequence[str], disabled: frozenset[str]
+) -> tuple[str, ...]:
+    """Return the target sites of a submission: those asked for, or every enabled one.
+
+    Raises:
+        InvalidArgumentError: a site is unknown or disabled.
+    """
+    for site in requested:
+        if site not in known:
+            raise InvalidArgumentError(
+                f"{site[:80]!r} is not registered",
+                field="sites",
+                hint=f"registered: {', '.join(known) or 'none'}",
+            )
+        if site in disabled:
+            raise InvalidArgumentError(
+                f"{site} is disabled", field="sites", hint=f"enable_client {site}"
+            )
+    return tuple(requested) or tuple(site for site in known if site not in disabled)

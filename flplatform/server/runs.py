@@ -5,36 +5,35 @@ import base64
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from flplatform.algorithms.aggregators import AGGREGATORS
 from flplatform.algorithms.workflows import classify
 from flplatform.core import events as ev
 from flplatform.core.errors import (
-    AlreadyExistsError,
     DataLossError,
     FailedPreconditionError,
     FLError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
-    ResourceExhaustedError,
     UnavailableError,
 )
 from flplatform.core.job import check_targets
 from flplatform.core.messages import ModelRef, Task, TaskId
 from flplatform.core.model import Manifest
-from flplatform.core.ports import BlobStore, Row, StateStore
+from flplatform.core.ports import BlobStore, StateStore
 from flplatform.core.workflow import Input, Roster, RosterChanged
 from flplatform.files.modelfile import read_layout
 from flplatform.security.identity import Identity
 from flplatform.security.package import Package
 from flplatform.server.aggregation import aggregate_round
 from flplatform.server.client_manager import ClientManager
+from flplatform.server.ledger import Ledger, RunSummary, decode
 from flplatform.server.relay import Reply, RequestRelay
 from flplatform.server.retention import Retention, old_updates
-from flplatform.server.run_actor import RETRY_S, RunActor, start_order, utc_now
+from flplatform.server.run_actor import RunActor, start_order
+from flplatform.server.wording import describe
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +44,6 @@ UNREADABLE = "unreadable"
 """Status of a run whose log this release cannot go on with; nothing is done to it."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """What a list of runs shows about one of them."""
-
-    run: int
-    name: str
-    submitter: str
-    submission_id: str
-    submitted: str
-    job_digest: str = ""
-    status: str = "deploying"
-    reason: str = ""
-    ended: str = ""
-    round: int = 0
-    rounds: int = 0
 
 
 class Runs:
@@ -92,15 +74,12 @@ class Runs:
         self._workers = workers
         self._notify = notify
         self._actors: dict[int, RunActor] = {}
-        self._summaries: dict[int, RunSummary] = {}
-        self._submissions: dict[str, int] = {}
-        self._numbering = asyncio.Lock()
-        self._federation_seq = 0
+        self._ledger = Ledger(store, clients.disabled)
         self._unreadable: dict[int, str] = {}
         self._retention = Retention(
             blobs,
             lambda: {run: actor.events for run, actor in self._actors.items()},
-            lambda: [run for run in self._summaries if run not in self._actors],
+            lambda: [run for run in self._ledger.runs() if run not in self._actors],
             self._read,
         )
         self._background: set[asyncio.Task[Any]] = set()
@@ -118,34 +97,8 @@ class Runs:
         Raises:
             FLError: the log cannot be read by this release.
         """
-        for row in self._store.read(ev.FEDERATION):
-            self._federation_seq = row.seq
-            event = _decode(row)
-            match event:
-                case ev.RunNumbered():
-                    self._submissions[event.submission_id] = event.run
-                    self._summaries[event.run] = RunSummary(
-                        run=event.run,
-                        name=event.job_name,
-                        submitter=event.submitter,
-                        submission_id=event.submission_id,
-                        submitted=row.time,
-                        job_digest=event.job_digest,
-                    )
-                case ev.RunSummarised():
-                    self._summaries[event.run] = replace(
-                        self._summaries[event.run],
-                        status=event.status,
-                        reason=event.reason,
-                        round=event.round,
-                        rounds=event.rounds,
-                        ended=row.time,
-                    )
-                case ev.SiteDisabled():
-                    self._clients.disabled.add(event.site)
-                case ev.SiteEnabled():
-                    self._clients.disabled.discard(event.site)
-        for summary in list(self._summaries.values()):
+        self._ledger.read()
+        for summary in self._ledger.summaries():
             if summary.ended:
                 continue
             try:
@@ -153,9 +106,7 @@ class Runs:
             except FLError as error:
                 log.error("run %d stays as it is: %s", summary.run, error)
                 self._unreadable[summary.run] = str(error)
-                self._summaries[summary.run] = replace(
-                    summary, status=UNREADABLE, reason=str(error)
-                )
+                self._ledger.note(summary.run, status=UNREADABLE, reason=str(error))
                 continue
             if actor.state.ended:
                 self._note(actor)
@@ -182,13 +133,13 @@ class Runs:
         rows = self._store.read(ev.run_stream(run))
         if not rows:
             raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
-        opened = _decode(rows[0])
+        opened = decode(rows[0])
         if not isinstance(opened, ev.RunOpened):
             raise DataLossError(f"{rows[0].stream} does not begin with RunOpened")
         return RunActor(rows, self._manifest(opened.initial_model), self._store, self)
 
     def _read(self, run: int) -> list[ev.Event]:
-        return [_decode(row) for row in self._store.read(ev.run_stream(run))]
+        return [decode(row) for row in self._store.read(ev.run_stream(run))]
 
     def _manifest(self, model: ev.Blob) -> Manifest:
         return read_layout(self._blobs.path(model.digest)).manifest
@@ -264,41 +215,15 @@ class Runs:
         Raises:
             AlreadyExistsError: the id stands for another job.
         """
-        run = self._submissions.get(submission_id)
-        if run is not None and self._summaries[run].job_digest != job_digest:
-            raise AlreadyExistsError(f"submission {submission_id} is another job, run {run}")
-        return run
+        return self._ledger.submitted(submission_id, job_digest)
 
     async def _open_run(self, opened: ev.RunOpened, manifest: Manifest) -> int:
         with self._retention.hold(opened.job_blob.digest, opened.initial_model.digest):
-            async with self._numbering:
-                digest = opened.job_blob.digest
-                if (known := self.submitted(opened.submission_id, digest)) is not None:
-                    return known
-                run = max(self._summaries, default=0) + 1
-                opened = opened.model_copy(update={"run": run})
-                numbered = ev.RunNumbered(
-                    run=run,
-                    submission_id=opened.submission_id,
-                    job_digest=digest,
-                    job_name=opened.job.name,
-                    submitter=opened.submitter,
-                )
-                first = Row(ev.run_stream(run), 1, utc_now(), *ev.encode(opened))
-                submitted = await self._append_federation(numbered, first)
-                self._submissions[opened.submission_id] = run
-                self._summaries[run] = RunSummary(
-                    run=run,
-                    name=opened.job.name,
-                    submitter=opened.submitter,
-                    submission_id=opened.submission_id,
-                    submitted=submitted,
-                    job_digest=digest,
-                    rounds=opened.job.rounds,
-                )
-            self._start(RunActor([first], manifest, self._store, self))
-        log.info("run %d opened: %s by %s", run, opened.job.name, opened.submitter)
-        return run
+            run, first = await self._ledger.number(opened)
+            if first is not None:
+                self._start(RunActor([first], manifest, self._store, self))
+                log.info("run %d opened: %s by %s", run, opened.job.name, opened.submitter)
+            return run
 
     async def _through(self, work: Coroutine[Any, Any, T]) -> T:
         """Carry `work` through also if the caller leaves: what is appended must be known here."""
@@ -307,18 +232,11 @@ class Runs:
         task.add_done_callback(self._background.discard)
         return await asyncio.shield(task)
 
-    async def _append_federation(self, event: ev.Event, *more: Row) -> str:
-        """Append an event, with rows of other streams; return its time."""
-        row = Row(ev.FEDERATION, self._federation_seq + 1, utc_now(), *ev.encode(event))
-        await asyncio.wrap_future(self._store.append([row, *more]))
-        self._federation_seq = row.seq
-        return row.time
-
     # ---- finding and feeding ----
 
     def summaries(self) -> list[RunSummary]:
         """Return all runs, oldest first."""
-        return [self._summaries[run] for run in sorted(self._summaries)]
+        return self._ledger.summaries()
 
     def active(self) -> list[RunActor]:
         """Return the runs that have not ended, oldest first."""
@@ -335,9 +253,9 @@ class Runs:
         if run in self._actors:
             return self._actors[run]
         self._demand_readable(run)
-        summary = self._summaries.get(run)
-        if summary is None:
+        if run not in self._ledger:
             raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
+        summary = self._ledger[run]
         raise FailedPreconditionError(
             f"run {run} has {summary.status}: {summary.reason}", rule="run_ended"
         )
@@ -366,8 +284,7 @@ class Runs:
         """Return how a run ended; empty while it is not over; `unknown` if it never was."""
         if run in self._actors or run in self._unreadable:
             return ""
-        summary = self._summaries.get(run)
-        return summary.status if summary else "unknown"
+        return self._ledger[run].status if run in self._ledger else "unknown"
 
     def tasks_of(self, site: str) -> list[Task]:
         """Return every open task of a site, in run order."""
@@ -451,10 +368,7 @@ class Runs:
         await self._through(self._set_enabled(site, enabled, by))
 
     async def _set_enabled(self, site: str, enabled: bool, by: str) -> None:
-        async with self._numbering:
-            kind = ev.SiteEnabled if enabled else ev.SiteDisabled
-            await self._append_federation(kind(site=site, by=by))
-            (self._clients.disabled.discard if enabled else self._clients.disabled.add)(site)
+        await self._ledger.set_enabled(site, enabled, by)
         self.roster_changed([site])
         self._notify({site})
 
@@ -520,8 +434,8 @@ class Runs:
 
     def _note(self, actor: RunActor) -> None:
         state = actor.state
-        self._summaries[actor.run] = replace(
-            self._summaries[actor.run],
+        self._ledger.note(
+            actor.run,
             status=state.status,
             round=state.round,
             rounds=state.job.rounds,
@@ -533,24 +447,10 @@ class Runs:
         await actor.stop()
 
     async def _summarise(self, actor: RunActor) -> None:
-        ended = actor.state.ended
-        assert ended is not None
-        self._summaries[actor.run] = replace(self._summaries[actor.run], ended=actor.times[-1])
-        summarised = ev.RunSummarised(
-            run=actor.run,
-            status=ended.status,
-            reason=ended.reason,
-            round=actor.state.round,
-            rounds=actor.state.job.rounds,
-        )
-        while True:
-            try:
-                async with self._numbering:
-                    await self._append_federation(summarised)
-                return
-            except ResourceExhaustedError as error:
-                log.error("the end of run %d waits for space: %s", actor.run, error)
-                await asyncio.sleep(RETRY_S)
+        state = actor.state
+        assert state.ended is not None
+        self._ledger.note(actor.run, ended=actor.times[-1])
+        await self._ledger.summarise(actor.run, state.ended, state.round, state.job.rounds)
 
 
 async def _quietly(actor: RunActor) -> None:
@@ -558,63 +458,3 @@ async def _quietly(actor: RunActor) -> None:
         await actor.tell(RosterChanged())
     except FLError as error:
         log.warning("run %d could not take in a change of sites: %s", actor.run, error)
-
-
-def _decode(row: Row) -> ev.Event:
-    return ev.decode(row.type, row.version, row.body, f"{row.stream}#{row.seq}")
-
-
-def describe(event: ev.Event) -> str:
-    """Say an event in one line, for logs and the toolbar."""
-    match event:
-        case ev.SiteAnswered(site=site, accepted=True):
-            return f"{site} accepted"
-        case ev.SiteAnswered(site=site):
-            return f"{site} declined ({event.rule}): {event.reason}"
-        case ev.StepStarted():
-            return f"{event.step} started"
-        case ev.RoundOpened():
-            return f"round {event.round} opened with {len(event.participants)} sites"
-        case ev.UpdateAccepted():
-            return f"update of {event.site} for round {event.round} accepted"
-        case ev.ResultAccepted():
-            return f"{event.task_id} done"
-        case ev.TaskFailed():
-            return f"{event.task_id} failed: {event.error}"
-        case ev.RoundClosed():
-            return f"round {event.round} closed: {event.reason}"
-        case ev.ModelPublished():
-            return f"model of round {event.round} published"
-        case ev.ModelScored():
-            best = ", the best so far" if event.best else ""
-            return f"model of round {event.round} scored {event.score:.4g}{best}"
-        case ev.GatherClosed():
-            return f"{event.stage} done: {event.reason}"
-        case ev.QuorumSet():
-            return f"min_clients set to {event.min_clients} by {event.by}"
-        case ev.RunEnded():
-            return f"{event.status}: {event.reason}"
-        case _:
-            return type(event).__name__
-
-
-def resolve_sites(
-    requested: Sequence[str], known: Sequence[str], disabled: frozenset[str]
-) -> tuple[str, ...]:
-    """Return the target sites of a submission: those asked for, or every enabled one.
-
-    Raises:
-        InvalidArgumentError: a site is unknown or disabled.
-    """
-    for site in requested:
-        if site not in known:
-            raise InvalidArgumentError(
-                f"{site[:80]!r} is not registered",
-                field="sites",
-                hint=f"registered: {', '.join(known) or 'none'}",
-            )
-        if site in disabled:
-            raise InvalidArgumentError(
-                f"{site} is disabled", field="sites", hint=f"enable_client {site}"
-            )
-    return tuple(requested) or tuple(site for site in known if site not in disabled)

@@ -4,6 +4,7 @@ It has no RPC method and no admin verb: servicers and `ServerControl` have those
 """
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from grpc import aio
 
 from flplatform.core.errors import FLError, UnauthenticatedError
+from flplatform.files.durable import write_atomic
 from flplatform.rpc.interceptors import Caller, Guard
 from flplatform.rpc.serving import make_server, serve
 from flplatform.rpc.streams import BlobService, Slots
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 WORKERS = 4
 """Threads for file I/O, digests and aggregation; the event loop does none of it."""
 
+SITES_FILE = "sites.json"
 TRUST_RELOAD_S = 30.0
 DRAIN_S = 5.0
 FATAL_EXIT = 70
@@ -133,6 +136,10 @@ class FederatedServer:
         self._metrics = MetricLog(folder / "metrics", self.runs.takes_part)
         self._server: aio.Server | None = None
         self._watch_wanted = asyncio.Event()
+        self._sites_wanted = asyncio.Event()
+        self._sites_file = folder / SITES_FILE
+        if self._sites_file.exists():
+            self.clients.known.update(json.loads(self._sites_file.read_bytes()))
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
 
@@ -146,7 +153,24 @@ class FederatedServer:
 
     def _clients_changed(self, names: Sequence[str]) -> None:
         self._watch_wanted.set()
+        self._sites_wanted.set()
         self.runs.roster_changed(names)
+
+    async def _keep_sites(self) -> None:
+        """Remember who has ever registered, over restarts: whoever is missing can be named."""
+        written = dict(self.clients.known)
+        while True:
+            await self._sites_wanted.wait()
+            self._sites_wanted.clear()
+            if self.clients.known == written:
+                continue
+            known = dict(self.clients.known)
+            try:
+                text = json.dumps(known, indent=1).encode()
+                await asyncio.to_thread(write_atomic, self._sites_file, text)
+                written = known
+            except OSError as error:
+                log.error("%s cannot be written: %s", self._sites_file, error)
 
     async def start(self) -> None:
         """Go on with unfinished runs, then serve the FL port.
@@ -187,6 +211,7 @@ class FederatedServer:
         self._tasks = [
             asyncio.create_task(self._watch_clients(), name="watch clients"),
             asyncio.create_task(self.trust.keep_fresh(), name="reload trust"),
+            asyncio.create_task(self._keep_sites(), name="remember sites"),
         ]
 
     async def stop(self) -> None:

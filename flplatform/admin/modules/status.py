@@ -73,7 +73,7 @@ class StatusModule:
             cells = _site_cells(name, site, replies.get(name), runs)
             if name in replies:
                 await write_row(connection, name, replies[name], cells)
-            elif site is None or site.state == "expected":
+            elif site is None or site.state in ("expected", "away"):
                 await connection.row(name, cells, status="error", detail="not connected")
             else:
                 await connection.row(name, cells)
@@ -118,7 +118,7 @@ def progress_of(run: RunView) -> str:
 
 
 def _reachable(site: SiteView) -> bool:
-    return site.state != "expected" and site.last_seen_s is not None
+    return site.state not in ("expected", "away") and site.certificate_days is not None
 
 
 def _site_cells(

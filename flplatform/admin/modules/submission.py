@@ -146,6 +146,8 @@ class SubmissionModule:
                 await connection.failed(site, NotFoundError(f"site{near and f' ({near})'}"))
             elif site not in usable:
                 await connection.row(site, status="refused", detail="disabled on the server")
+            elif known[site].state == "away":
+                await connection.row(site, status="no_reply", detail="not connected")
             else:
                 asked.append(site)
         replies = await self._control.ask(

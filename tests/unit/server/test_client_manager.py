@@ -210,3 +210,17 @@ def test_reports_are_kept_until_the_next(scene: Scene) -> None:
     assert scene.clients.get("a").reports == (report,)
     scene.clients.heartbeat("a", ())
     assert scene.clients.get("a").reports == ()
+
+
+def test_who_has_gone_is_still_known(scene: Scene) -> None:
+    scene.register("a")
+    scene.register("b")
+    scene.clients.presume(["c"])
+    scene.clock.now += 10.0
+    scene.clients.remove("a")
+    scene.clock.now += 50.0
+    scene.clients.expire()
+    assert scene.clients.known == {"a": "a", "b": "b"}
+    assert scene.clients.gone == {"a": 1010.0, "b": 1000.0}, "when they were last heard of"
+    scene.register("b")
+    assert set(scene.clients.gone) == {"a"}

@@ -23,7 +23,7 @@ from flplatform.security.identity import TrustStore
 from flplatform.security.package import pack
 from flplatform.security.signing import StartOrder, sign_order
 from flplatform.server.client_manager import RunReport
-from flplatform.server.control import ServerControl
+from flplatform.server.control import ServerControl, resolve_sites
 from tests.support.federation import Federation, provision
 from tests.unit.server.scene import Scene, play, refused, settle, until
 
@@ -462,7 +462,10 @@ def test_sites_as_the_server_sees_them(scene: Scene, make: Callable[[], ServerCo
         assert (b.last_seen_s, b.runs) == (2.0, ((1, 2, "training", 7.0),))
         assert b.certificate_days > 365
         control.remove("b")
-        assert [site.name for site in control.sites()] == ["a", "c", "d"]
+        scene.clock.now += 3
+        b = control.sites()[1]
+        assert (b.name, b.state, b.organisation, b.last_seen_s) == ("b", "away", "b", 3.0)
+        assert (b.runs, b.certificate_days) == ((), None)
         with pytest.raises(NotFoundError):
             control.remove("b")
 
@@ -505,3 +508,15 @@ def test_the_server_itself(
         assert ends == [True, False]
 
     play(it())
+
+
+def test_targets_are_those_asked_for_or_every_enabled_site() -> None:
+    disabled = frozenset({"c"})
+    assert resolve_sites((), ("a", "b", "c"), disabled) == ("a", "b")
+    assert resolve_sites(("b", "a"), ("a", "b", "c"), disabled) == ("b", "a")
+    with pytest.raises(InvalidArgumentError, match="'x' is not registered; registered: a"):
+        resolve_sites(("x",), ("a",), disabled)
+    with pytest.raises(InvalidArgumentError, match="c is disabled; enable_client c"):
+        resolve_sites(("c",), ("a", "c"), disabled)
+    with pytest.raises(InvalidArgumentError, match="registered: none"):
+        resolve_sites(("x",), (), disabled)

@@ -20,8 +20,9 @@ from flplatform.core.errors import (
 from flplatform.core.messages import ModelRef, TaskId
 from flplatform.core.ports import Row
 from flplatform.core.workflow import Abort
+from flplatform.server import ledger
 from flplatform.server import runs as module
-from flplatform.server.runs import UNREADABLE, describe, resolve_sites
+from flplatform.server.runs import UNREADABLE
 from tests.support.stores import MemoryStateStore
 from tests.support.workflows import job
 from tests.unit.server.scene import Scene, identity, play, refused, settle, until
@@ -304,7 +305,7 @@ def test_a_run_that_ended_just_before_the_crash_is_summarised_then(scene: Scene)
 def test_an_end_that_cannot_be_summarised_for_want_of_space_is_later(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_S", 0.001)
+    monkeypatch.setattr(ledger, "RETRY_S", 0.001)
 
     async def it() -> None:
         await scene.submit()
@@ -622,32 +623,3 @@ def test_trouble_in_the_background_is_logged(
         assert scene.runs._background == set()
 
     play(it())
-
-
-def test_targets_are_those_asked_for_or_every_enabled_site() -> None:
-    disabled = frozenset({"c"})
-    assert resolve_sites((), ("a", "b", "c"), disabled) == ("a", "b")
-    assert resolve_sites(("b", "a"), ("a", "b", "c"), disabled) == ("b", "a")
-    with pytest.raises(InvalidArgumentError, match="'x' is not registered; registered: a"):
-        resolve_sites(("x",), ("a",), disabled)
-    with pytest.raises(InvalidArgumentError, match="c is disabled; enable_client c"):
-        resolve_sites(("c",), ("a", "c"), disabled)
-    with pytest.raises(InvalidArgumentError, match="registered: none"):
-        resolve_sites(("x",), (), disabled)
-
-
-def test_every_event_can_be_said_in_one_line() -> None:
-    texts = {
-        ev.SiteAnswered(site="a", accepted=True): "a accepted",
-        ev.SiteAnswered(site="a", accepted=False, rule="r", reason="x"): "a declined (r): x",
-        ev.StepStarted(index=0, step="scatter_gather"): "scatter_gather started",
-        ev.ModelScored(round=1, score=0.51239, examples=3, best=True): (
-            "model of round 1 scored 0.5124, the best so far"
-        ),
-        ev.ModelScored(round=1, score=1.0, examples=3, best=False): "model of round 1 scored 1",
-        ev.QuorumSet(min_clients=2, by="me"): "min_clients set to 2 by me",
-        ev.RunEnded(status="failed", reason="x"): "failed: x",
-        ev.DeployWaitOver(): "DeployWaitOver",
-    }
-    for event, text in texts.items():
-        assert describe(event) == text

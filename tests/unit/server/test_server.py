@@ -329,6 +329,35 @@ def test_health(federation: Federation) -> None:
     play(it())
 
 
+def test_who_has_ever_registered_is_remembered(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def it() -> None:
+        async with serving(federation) as server:
+            path = federation.open("server").state_folder() / "sites.json"
+            one, two = SiteAt(federation, "site-1"), SiteAt(federation, "site-2")
+            await one.session.register("")
+            await until(path.exists)
+            write = module.write_atomic
+
+            def full(*_: object) -> None:
+                raise OSError("no space left")
+
+            monkeypatch.setattr(module, "write_atomic", full)
+            await two.session.register("")
+            await until(lambda: "no space left" in caplog.text)
+            monkeypatch.setattr(module, "write_atomic", write)
+            await one.session.close("bye")
+            await until(lambda: "site-2" in path.read_text())
+            await two.session.close("bye")
+        async with serving(federation) as server:
+            views = {view.name: (view.state, view.organisation) for view in server.control.sites()}
+            assert views == {"site-1": ("away", "site-1"), "site-2": ("away", "site-2")}
+
+    with caplog.at_level(logging.ERROR):
+        play(it())
+
+
 # ---- trust and audit ----------------------------------------------------------------------------
 
 

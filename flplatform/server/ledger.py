@@ -1,0 +1,192 @@
+"""The `federation` stream: the numbers of runs, how they ended, which sites are barred."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flplatform.core import events as ev
+from flplatform.core.errors import AlreadyExistsError, ResourceExhaustedError
+from flplatform.core.ports import Row, StateStore
+from flplatform.server.run_actor import RETRY_S, utc_now
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a list of runs shows about one of them."""
+
+    run: int
+    name: str
+    submitter: str
+    submission_id: str
+    submitted: str
+    job_digest: str = ""
+    status: str = "deploying"
+    reason: str = ""
+    ended: str = ""
+    round: int = 0
+    rounds: int = 0
+
+
+class Ledger:
+    """Reads and appends the stream, one append at a time. Lives on the event loop.
+
+    Its coroutines must not be cancelled: what is appended must be known here.
+
+    Args:
+        store: where the stream is.
+        disabled: the names of barred sites, kept up to date.
+    """
+
+    def __init__(self, store: StateStore, disabled: set[str]) -> None:
+        self._store = store
+        self._disabled = disabled
+        self._turn = asyncio.Lock()
+        self._seq = 0
+        self._summaries: dict[int, RunSummary] = {}
+        self._submissions: dict[str, int] = {}
+
+    def read(self) -> None:
+        """Take in the stream, once.
+
+        Raises:
+            FLError: this release cannot read it.
+        """
+        for row in self._store.read(ev.FEDERATION):
+            event = decode(row)
+            self._seq = row.seq
+            match event:
+                case ev.RunNumbered():
+                    self._enter(event, row.time)
+                case ev.RunSummarised():
+                    self.note(
+                        event.run,
+                        status=event.status,
+                        reason=event.reason,
+                        round=event.round,
+                        rounds=event.rounds,
+                        ended=row.time,
+                    )
+                case ev.SiteDisabled():
+                    self._disabled.add(event.site)
+                case ev.SiteEnabled():
+                    self._disabled.discard(event.site)
+
+    # ---- what is known ----
+
+    def __contains__(self, run: int) -> bool:
+        return run in self._summaries
+
+    def __getitem__(self, run: int) -> RunSummary:
+        return self._summaries[run]
+
+    def runs(self) -> Iterable[int]:
+        """Return the numbers of all runs, in order."""
+        return list(self._summaries)
+
+    def summaries(self) -> list[RunSummary]:
+        """Return all runs, oldest first."""
+        return list(self._summaries.values())
+
+    def note(self, run: int, **changes: Any) -> None:
+        """Bring a run's summary up to date; it is not stored."""
+        self._summaries[run] = replace(self._summaries[run], **changes)
+
+    def submitted(self, submission_id: str, job_digest: str) -> int | None:
+        """Return the number of the run that a submission has become, if it has.
+
+        Raises:
+            AlreadyExistsError: the id stands for another job.
+        """
+        run = self._submissions.get(submission_id)
+        if run is not None and self._summaries[run].job_digest != job_digest:
+            raise AlreadyExistsError(f"submission {submission_id} is another job, run {run}")
+        return run
+
+    # ---- what is appended ----
+
+    async def number(self, opened: ev.RunOpened) -> tuple[int, Row | None]:
+        """Give a submission its number and begin its run's stream, in one transaction.
+
+        Args:
+            opened: the run's first event, but for its number.
+
+        Returns:
+            The number, and the first row of the run's stream; None if there was one already.
+
+        Raises:
+            AlreadyExistsError: the submission's id stands for another job.
+            ResourceExhaustedError: nothing can be stored.
+        """
+        async with self._turn:
+            digest = opened.job_blob.digest
+            if (known := self.submitted(opened.submission_id, digest)) is not None:
+                return known, None
+            run = max(self._summaries, default=0) + 1
+            numbered = ev.RunNumbered(
+                run=run,
+                submission_id=opened.submission_id,
+                job_digest=digest,
+                job_name=opened.job.name,
+                submitter=opened.submitter,
+            )
+            event = opened.model_copy(update={"run": run})
+            first = Row(ev.run_stream(run), 1, utc_now(), *ev.encode(event))
+            self._enter(numbered, await self._append(numbered, first))
+            self.note(run, rounds=opened.job.rounds)
+            return run, first
+
+    async def summarise(self, run: int, ended: ev.RunEnded, number: int, rounds: int) -> None:
+        """Note the end of a run, so that it needs no replay; without space, later."""
+        summarised = ev.RunSummarised(
+            run=run, status=ended.status, reason=ended.reason, round=number, rounds=rounds
+        )
+        while True:
+            try:
+                async with self._turn:
+                    await self._append(summarised)
+                return
+            except ResourceExhaustedError as error:
+                log.error("the end of run %d waits for space: %s", run, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def set_enabled(self, site: str, enabled: bool, by: str) -> None:
+        """Let a site take part, or bar it.
+
+        Raises:
+            ResourceExhaustedError: nothing can be stored.
+        """
+        async with self._turn:
+            kind = ev.SiteEnabled if enabled else ev.SiteDisabled
+            await self._append(kind(site=site, by=by))
+            (self._disabled.discard if enabled else self._disabled.add)(site)
+
+    async def _append(self, event: ev.Event, *more: Row) -> str:
+        """Append an event, with rows of other streams; return its time."""
+        row = Row(ev.FEDERATION, self._seq + 1, utc_now(), *ev.encode(event))
+        await asyncio.wrap_future(self._store.append([row, *more]))
+        self._seq = row.seq
+        return row.time
+
+    def _enter(self, event: ev.RunNumbered, time: str) -> None:
+        self._submissions[event.submission_id] = event.run
+        self._summaries[event.run] = RunSummary(
+            run=event.run,
+            name=event.job_name,
+            submitter=event.submitter,
+            submission_id=event.submission_id,
+            submitted=time,
+            job_digest=event.job_digest,
+        )
+
+
+def decode(row: Row) -> ev.Event:
+    """Read a stored event.
+
+    Raises:
+        FLError: this release does not know it.
+    """
+    return ev.decode(row.type, row.version, row.body, f"{row.stream}#{row.seq}")

@@ -17,7 +17,7 @@ from flplatform.client.site_runs import SiteRuns
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
 from flplatform.core.config import Isolation
-from flplatform.core.errors import FLError, UnavailableError
+from flplatform.core.errors import FLError
 from flplatform.core.messages import ModelRef
 from flplatform.files.durable import private_dir
 from flplatform.files.system import system_info
@@ -66,6 +66,7 @@ class SiteClient:
             blobs,
             kit.local.site_policy,
             folder / "work",
+            kit.local.resources.blob_cache_bytes,
         )
         self._agent = RequestAgent(
             trust=self._current_trust,
@@ -143,8 +144,8 @@ class SiteClient:
         body = await self._metrics.get()
         try:
             await self._session.admin("SendResult", pb.SiteResult(topic="metrics", body=body))
-        except UnavailableError:
-            return  # progress only: losing a point changes no model
+        except FLError as error:  # progress only: losing a point changes no model
+            log.debug("a metric is lost: %s", error)
 
     def _on_metric(self, run: int, number: int, name: str, value: float, step: int | None) -> None:
         if not self._metrics.full():
@@ -156,8 +157,13 @@ class SiteClient:
             await asyncio.sleep(TRUST_RELOAD_S)
             try:
                 self._trust = await asyncio.to_thread(self._kit.reload_trust)
-            except (FLError, OSError) as error:
-                log.error("revocation lists not reloaded, the old ones stay: %s", error)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong, it must look again
+                known = isinstance(error, FLError | OSError)
+                log.error(
+                    "revocation lists not reloaded, the old ones stay: %s",
+                    error,
+                    exc_info=None if known else error,
+                )
 
     # ---- facts ----
 

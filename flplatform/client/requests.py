@@ -9,7 +9,9 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
 
 from flplatform.client.policy import Policy
 from flplatform.client.seen import SeenIds
@@ -35,9 +37,9 @@ Body = Mapping[str, Any]
 class StartBody(Strict):
     """What the server adds to a signed start: the run's number, and where the package is."""
 
-    run: int
+    run: Annotated[int, Field(ge=1, lt=1 << 31)]
     digest: str
-    size: int
+    size: Annotated[int, Field(ge=1)]
 
 
 class PreflightBody(Strict):

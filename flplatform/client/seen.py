@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flplatform.core.errors import PermissionDeniedError
+from flplatform.core.errors import DataLossError, PermissionDeniedError
 from flplatform.files.durable import write_atomic
 
 MAX_IDS = 100_000
@@ -17,7 +17,15 @@ class SeenIds:
         self._path = path
         self._until: dict[str, float] = {}
         if path.exists():
-            self._until = {str(k): float(v) for k, v in json.loads(path.read_bytes()).items()}
+            try:
+                found = json.loads(path.read_bytes())
+                self._until = {str(key): float(end) for key, end in found.items()}
+            except (ValueError, AttributeError, TypeError):
+                # Going on without it would let old commands be replayed.
+                raise DataLossError(
+                    f"{path} is damaged",
+                    hint="remove it once no signed command can still be valid (a day from now)",
+                ) from None
 
     def use(self, order_id: str, not_after: datetime) -> None:
         """Use up an id, durably, before it is acted upon.

@@ -18,7 +18,7 @@ from flplatform.core.errors import (
     UnavailableError,
 )
 from flplatform.rpc.channel import TOKEN_KEY, open_channel
-from flplatform.rpc.errors import from_rpc
+from flplatform.rpc.errors import from_rpc, has_error
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security.kit import Kit
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 WAITING_CALL_S = 90.0
 """Deadline of a waiting call: the server answers after 60 s at the latest."""
+MIN_HEARTBEAT_S = 0.05
 
 T = TypeVar("T")
 Call = Callable[[Any], Callable[..., Awaitable[T]]]
@@ -97,7 +98,7 @@ class Session:
         except aio.AioRpcError as error:
             raise from_rpc(error) from None
         self.token = reply.token
-        self.heartbeat_s = min(self._kit.site.heartbeat_s, reply.heartbeat_s)
+        self.heartbeat_s = min(self._kit.site.heartbeat_s, max(MIN_HEARTBEAT_S, reply.heartbeat_s))
         self.connected.set()
         log.info("registered with %s", self._server_address())
 
@@ -145,16 +146,20 @@ class Session:
         for last in (False, True):
             token = self.token
             control, _ = self._open()
+            broken = False
             try:
                 return await getattr(service(control), method)(
                     request, timeout=timeout_s, metadata=((TOKEN_KEY, token),)
                 )
             except aio.AioRpcError as error:
                 failure = from_rpc(error)
+                broken = isinstance(failure, UnavailableError) and not has_error(error)
             except (asyncio.CancelledError, aio.UsageError) as error:
                 failure = _closed(error)
             if isinstance(failure, DeadlineExceededError):
                 failure = UnavailableError(f"{method}: no answer within {timeout_s:g} s")
+            if broken and len(self._kit.site.servers) > 1:
+                await self.register(token)  # the server may have moved to its next address
             if last or not isinstance(failure, UnauthenticatedError):
                 raise failure
             await self.register(token)

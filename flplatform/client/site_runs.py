@@ -336,6 +336,10 @@ class SiteRuns:
         """Return an accepted run."""
         return self._runs.get(run)
 
+    def packages(self) -> set[str]:
+        """Return the digests of the packages of the runs in hand."""
+        return {run.record.digest for run in self._runs.values()}
+
     def all(self) -> list[SiteRun]:
         """Return all accepted runs in order."""
         return [self._runs[number] for number in self.numbers()]

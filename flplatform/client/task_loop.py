@@ -7,13 +7,14 @@ answered: filters run once, and nothing is trained again because a wire broke.
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from flplatform.algorithms.filters import FILTERS
+from flplatform.client.cache import trim
 from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.site_runs import SiteRun, SiteRuns
@@ -56,7 +57,9 @@ class TaskLoop:
         blobs: BlobStore,
         policy: SitePolicy,
         work: Path,
+        cache_bytes: int = 64 << 30,
     ) -> None:
+        self._cache_bytes = cache_bytes
         self._session = session
         self._runs = runs
         self._spool = spool
@@ -110,10 +113,15 @@ class TaskLoop:
         for task_id in gone - self._answering:
             log.info("task %s is withdrawn", task_id)
         await _cancel([self._workers[task_id] for task_id in gone - self._answering])
+        await self._trim_cache(reply.tasks)
         for task_id, offer in offered.items():
             # What was in hand and is not any more has been answered since the server was asked.
             if task_id not in before:
                 self._begin(TaskId.parse(task_id), partial(self._do, offer))
+
+    async def _trim_cache(self, tasks: Iterable[pb.Task]) -> None:
+        keep = {task.model.digest for task in tasks} | self._runs.packages() | set(self._fetching)
+        await asyncio.to_thread(trim, self._blobs, keep, self._cache_bytes)
 
     async def _end(self, run: int, status: str) -> None:
         await _cancel([item for key, item in self._workers.items() if TaskId.parse(key).run == run])

@@ -195,7 +195,9 @@ class World:
 
     @contextlib.asynccontextmanager
     async def loop(self):
-        runs = SimpleNamespace(get=self.runs.get, numbers=lambda: sorted(self.runs), end=self._end)
+        runs = SimpleNamespace(
+            get=self.runs.get, numbers=lambda: sorted(self.runs), packages=set, end=self._end
+        )
         self.spool = Spool(self.folder / "spool")
         self.tasks = TaskLoop(
             self.session, runs, self.spool, self.blobs, self.policy, self.folder / "work"
@@ -343,6 +345,7 @@ def test_answered_while_the_offer_was_on_its_way(world):
             session.offer(TRAIN, ended=[8])
             await ending.wait()
             await session.until(lambda: len(session.asked) == 3)
+            await settle()
             assert session.calls.count(f"begin {TRAIN}") == 1
             # If it is still open for the server then, it is done again.
             session.offer(TRAIN)

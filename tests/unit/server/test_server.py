@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -244,6 +245,32 @@ def test_a_restart_loses_nothing_but_tokens(federation: Federation) -> None:
             assert {one.session.token, two.session.token}.isdisjoint(tokens)
             await one.session.close("done")
             await two.session.close("done")
+
+    play(it())
+
+
+def test_a_site_follows_the_server_to_its_next_address(federation: Federation) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+
+    async def it() -> None:
+        async with serving(federation) as server:
+            addresses = f'["localhost:1", "localhost:{server.port}", "localhost:{free}"]'
+            federation.local("site-1", "overrides.yml", f"servers: {addresses}\n")
+            one = SiteAt(federation, "site-1")
+
+            async def beat() -> None:
+                await one.session.training("Heartbeat", pb.HeartbeatRequest())
+
+            await one.session.persist("beat", beat)
+            assert server.clients.live() == {"site-1"}
+        federation.local("server", "overrides.yml", f'fl_address: "127.0.0.1:{free}"\n')
+        async with serving(federation) as server:
+            federation.local("site-1", "overrides.yml", "")
+            await one.session.persist("beat", beat)
+            assert server.clients.live() == {"site-1"}
+            await one.session.close("done")
 
     play(it())
 

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> NoReturn:
 
 def _execute(command: list[str]) -> NoReturn:
     try:
-        os.execv(command[0], command)  # noqa: S606 - this is what a launcher does
+        os.execv(command[0], command)  # this is what a launcher does
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
     os._exit(EXIT_NO_COMMAND)

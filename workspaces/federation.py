@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-OUT = HERE / "federation"
+OUT = Path(os.environ.get("FLP_DEMO_FOLDER", HERE / "federation"))
 PROJECT = HERE / "heart" / "project.yml"
 KITS = OUT / "heart" / "kits"
 SITES = ("cleveland", "hungary", "switzerland", "va")
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str]) -> int:
 def demo() -> int:
     """Everything, from no kit to a stopped federation."""
     begun = time.monotonic()
+    if running():
+        print("a federation is running; `make down` stops it", file=sys.stderr)
+        return 1
     try:
         if code := up(quiet=True):
             return code

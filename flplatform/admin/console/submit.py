@@ -3,7 +3,7 @@
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -88,11 +88,24 @@ def _draft(values: Mapping[str, Any], transfer: Path) -> Draft:
         folder = transfer / folder
     files = read_job_folder(folder)
     job = parse_job(files[JOB_FILE].decode("utf-8", "replace"), str(folder / JOB_FILE))
+    _check_executor(job, files)
     submission = values["submission"] or secrets.token_hex(16)
     if not _SUBMISSION.fullmatch(submission):
         raise InvalidArgumentError("is not 32 hex digits", field="--submission")
     given = values["min"]
     return Draft(submission, folder, files, job, given or job.min_clients, given)
+
+
+def _check_executor(job: JobSpec, files: Collection[str]) -> None:
+    """Refuse a job whose code is not there, before anybody is asked to run it."""
+    executor = job.executor
+    path = executor.script or executor.module.replace(".", "/") + ".py"
+    package = f"{CODE_FOLDER}/{executor.module.replace('.', '/')}/__init__.py"
+    if f"{CODE_FOLDER}/{path}" not in files and package not in files:
+        raise InvalidArgumentError(
+            f"there is no {CODE_FOLDER}/{path} in the job",
+            field="executor.script" if executor.script else "executor.module",
+        )
 
 
 async def _starting_point(

@@ -128,7 +128,10 @@ class TrainingModule:
             for run in runs
         ]
         columns = ("run", "name", "status", "round", "submitter", "submitted", "ended", "reason")
-        await connection.table("runs", columns, rows)
+        if rows:
+            await connection.table("runs", columns, rows)
+        else:
+            await connection.text("no runs yet; submit_job starts one")
         await connection.data(
             "runs", [dict(zip(columns, map(asdict(run).get, columns), strict=True)) for run in runs]
         )

@@ -212,3 +212,22 @@ def test_what_is_no_job_or_no_submission(transport, job, tmp_path):
         run(transport, f"submit_job {tmp_path}")
     with pytest.raises(InvalidArgumentError, match="32 hex digits"):
         run(transport, f"submit_job {job} --submission x")
+
+
+@pytest.mark.parametrize(
+    ("executor", "missing"),
+    [
+        ("{module: nope}", "code/nope.py"),
+        ("{module: a.b}", "code/a/b.py"),
+        ("{script: x.py}", "code/x.py"),
+    ],
+)
+def test_code_that_is_not_there_is_missed_before_anybody_is_asked(
+    transport, job, executor, missing
+):
+    lines = (job / "job.yml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("executor")]
+    (job / "job.yml").write_text("\n".join([*kept, f"executor: {executor}"]))
+    with pytest.raises(InvalidArgumentError, match=f"there is no {missing}"):
+        run(transport, f"submit_job {job}")
+    assert transport.sent == []

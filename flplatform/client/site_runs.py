@@ -336,9 +336,10 @@ class SiteRuns:
         """Return an accepted run."""
         return self._runs.get(run)
 
-    def packages(self) -> set[str]:
-        """Return the digests of the packages of the runs in hand."""
-        return {run.record.digest for run in self._runs.values()}
+    def needed_blobs(self) -> set[str]:
+        """Return the digests that the runs in hand need again: packages, and filters' bases."""
+        bases = {f"blake3:{run.last_model.name}" for run in self._runs.values() if run.last_model}
+        return bases | {run.record.digest for run in self._runs.values()}
 
     def all(self) -> list[SiteRun]:
         """Return all accepted runs in order."""

@@ -120,7 +120,9 @@ class TaskLoop:
                 self._begin(TaskId.parse(task_id), partial(self._do, offer))
 
     async def _trim_cache(self, tasks: Iterable[pb.Task]) -> None:
-        keep = {task.model.digest for task in tasks} | self._runs.packages() | set(self._fetching)
+        keep = (
+            {task.model.digest for task in tasks} | self._runs.needed_blobs() | set(self._fetching)
+        )
         await asyncio.to_thread(trim, self._blobs, keep, self._cache_bytes)
 
     async def _end(self, run: int, status: str) -> None:

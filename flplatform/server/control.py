@@ -21,6 +21,7 @@ from flplatform.core.errors import InvalidArgumentError, NotFoundError, Permissi
 from flplatform.core.messages import LAST_OWNER, ModelRef
 from flplatform.core.ports import BlobStore
 from flplatform.core.workflow import Abort, SetQuorum
+from flplatform.files.modelfile import check_finite, load
 from flplatform.files.system import system_info
 from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.package import open_package
@@ -106,6 +107,8 @@ class ServerControl:
         package = await asyncio.to_thread(open_package, path, self._trust.store, now)
         if not self._blobs.has(package.model.digest):
             raise NotFoundError("the initial model was not uploaded", hint="submit the job again")
+        model = self._blobs.path(package.model.digest)
+        await asyncio.to_thread(lambda: check_finite(load(model), "initial model"))
         known = [site.name for site in self.sites()]  # one that is away may come back
         sites = resolve_sites(start.sites, known, frozenset(self._clients.disabled))
         return await self._runs.submit(

@@ -196,7 +196,7 @@ class World:
     @contextlib.asynccontextmanager
     async def loop(self):
         runs = SimpleNamespace(
-            get=self.runs.get, numbers=lambda: sorted(self.runs), packages=set, end=self._end
+            get=self.runs.get, numbers=lambda: sorted(self.runs), needed_blobs=set, end=self._end
         )
         self.spool = Spool(self.folder / "spool")
         self.tasks = TaskLoop(

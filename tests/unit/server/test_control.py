@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flplatform.core import events as ev
@@ -13,11 +14,13 @@ from flplatform.core.errors import (
     FailedPreconditionError,
     FLError,
     InvalidArgumentError,
+    ModelFormatError,
     NotFoundError,
     PermissionDeniedError,
     UnauthenticatedError,
 )
 from flplatform.core.messages import ModelRef
+from flplatform.files.modelfile import save
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.identity import TrustStore
 from flplatform.security.package import pack
@@ -218,12 +221,14 @@ def test_packages_that_do_not_hold_are_refused(
 ) -> None:
     missing = ModelRef("blake3:" + "0" * 64, 5)
     odd = ModelRef("md5:0", 5)
+    nan = scene.blobs.create(lambda path: save(path, {"w": np.array([np.nan])}) and None)
     wrong: list[tuple[bytes, type[FLError]]] = [
         (b"no zip", InvalidArgumentError),
         (submission.package(project="other"), InvalidArgumentError),
         (submission.package(author="bob"), InvalidArgumentError),
         (submission.package(model=missing), NotFoundError),
         (submission.package(model=odd), InvalidArgumentError),
+        (submission.package(model=nan), ModelFormatError),
         (submission.package()[:-1] + b"x", InvalidArgumentError),
     ]
 

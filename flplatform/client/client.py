@@ -71,7 +71,8 @@ class SiteClient:
         self._agent = RequestAgent(
             trust=self._current_trust,
             policy=policy,
-            seen=SeenIds(folder / "seen.json"),
+            seen=SeenIds(folder / "seen.json", kit.site.clock_skew_s),
+            skew_s=kit.site.clock_skew_s,
             runs=self._runs,
             audit=self._audit,
             stop=end,

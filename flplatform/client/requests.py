@@ -25,7 +25,7 @@ from flplatform.core.ports import AuditSink
 from flplatform.core.strict import Strict, parse_json
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.identity import Identity, TrustStore
-from flplatform.security.signing import CommandOrder, Signed, StartOrder, open_order
+from flplatform.security.signing import MAX_SKEW_S, CommandOrder, Signed, StartOrder, open_order
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class RequestAgent:
         trust: returns the trust store of now.
         stop: ends this process, restarting if told so.
         facts: `sys_info` and `check_status` answers.
+        skew_s: how far a signer's clock may be off.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class RequestAgent:
         audit: AuditSink,
         stop: Callable[[bool], None],
         facts: Mapping[str, Callable[[], Body]],
+        skew_s: float = MAX_SKEW_S,
     ) -> None:
+        self._skew_s = skew_s
         self._trust = trust
         self._policy = policy
         self._seen = seen
@@ -140,7 +143,9 @@ class RequestAgent:
         signed = _signed(request)
         if (answer := self._runs.recorded(signed, body)) is not None:
             return answer
-        identity, order = open_order(StartOrder, signed, self._trust(), datetime.now(UTC))
+        identity, order = open_order(
+            StartOrder, signed, self._trust(), datetime.now(UTC), self._skew_s
+        )
         actor.update(identity.as_actor())
         return await self._audited(
             actor, request, lambda: self._runs.accept(signed, order, identity, body)
@@ -148,7 +153,9 @@ class RequestAgent:
 
     async def _command(self, request: pb.SiteRequest, actor: dict[str, str]) -> Body:
         now = datetime.now(UTC)
-        identity, order = open_order(CommandOrder, _signed(request), self._trust(), now)
+        identity, order = open_order(
+            CommandOrder, _signed(request), self._trust(), now, self._skew_s
+        )
         actor.update(identity.as_actor())
         verb = order.argv[0]
         if verb != request.topic:

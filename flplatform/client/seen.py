@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flplatform.core.errors import DataLossError, PermissionDeniedError
 from flplatform.files.durable import write_atomic
+from flplatform.security.signing import MAX_SKEW_S
 
 MAX_IDS = 100_000
 
@@ -13,8 +14,9 @@ MAX_IDS = 100_000
 class SeenIds:
     """Remembers ids until their orders have expired."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, skew_s: float = MAX_SKEW_S) -> None:
         self._path = path
+        self._skew_s = skew_s
         self._until: dict[str, float] = {}
         if path.exists():
             try:
@@ -37,8 +39,8 @@ class SeenIds:
         now = datetime.now(UTC).timestamp()
         if order_id in self._until:
             raise PermissionDeniedError("this command was carried out already", rule="single use")
-        # Orders are accepted until 30 s of clock skew after their end; keep twice that.
-        self._until = {key: end for key, end in self._until.items() if end + 60 > now}
+        # Orders are accepted until the clocks' skew after their end; keep ids twice as long.
+        self._until = {key: end for key, end in self._until.items() if end + 2 * self._skew_s > now}
         if len(self._until) >= MAX_IDS:
             raise PermissionDeniedError("too many commands at once", rule="command rate")
         self._until[order_id] = not_after.timestamp()

@@ -31,7 +31,6 @@ WAITING_CALL_S = 90.0
 MIN_HEARTBEAT_S = 0.05
 
 T = TypeVar("T")
-Call = Callable[[Any], Callable[..., Awaitable[T]]]
 
 
 def backoff_s(attempt: int, longest_s: float) -> float:

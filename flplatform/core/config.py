@@ -254,12 +254,10 @@ class Environments(Strict):
 
 
 class Resources(Strict):
-    """`local/resources.yml`: what this host gives; the two URLs are read by a server only."""
+    """`local/resources.yml`: what this host gives; the URL is read by a server only."""
 
-    spool_quota_bytes: Bytes = 64 << 30
     blob_cache_bytes: Bytes = 64 << 30
     reserve_bytes: Bytes = 1 << 30
     log_bytes: Bytes = 50 << 20
     log_files: int = Field(5, ge=1)
     state_url: str = ""
-    blobs_url: str = ""

@@ -509,9 +509,12 @@ def test_a_start_sweeps_what_a_predecessor_left(site):
     async def run():
         spec = site.spec()
         mark = RunProcess(spec).mark
-        stray = subprocess.Popen(["sleep", "1000"], env={process_tree.MARK: mark})
-        async with running(spec):
-            assert stray.wait(5) == -signal.SIGKILL
+        with subprocess.Popen(["sleep", "1000"], env={process_tree.MARK: mark}) as stray:
+            # Popen returns a moment before the kernel shows the new environment.
+            while not Path(f"/proc/{stray.pid}/environ").read_bytes():
+                await asyncio.sleep(0)
+            async with running(spec):
+                assert stray.wait(20) == -signal.SIGKILL
 
     asyncio.run(run())
 

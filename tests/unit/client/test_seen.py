@@ -68,3 +68,15 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     ids.use("b", after(-61))
     ids.use("c", after(60))
     refused(ids, "d", "command rate")
+
+
+def test_ids_are_kept_as_long_as_the_clocks_may_differ(tmp_path):
+    path = tmp_path / "seen.json"
+    ended = datetime.now(UTC) - timedelta(seconds=100)
+    SeenIds(path, skew_s=60).use("a" * 32, ended)
+    with pytest.raises(PermissionDeniedError):
+        SeenIds(path, skew_s=60).use("a" * 32, ended)
+    brief = SeenIds(path, skew_s=10)
+    brief.use("b" * 32, ended)
+    brief.use("c" * 32, ended)  # cleans up: the others are past their end and twice the skew
+    assert "a" * 32 not in path.read_text()

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from grpc import aio
 
@@ -46,6 +49,50 @@ LOOK_S = 5.0
 DRAIN_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What command modules are made of.
+
+    Attributes:
+        control: sees and steers the federation.
+        rights: decides who may do what, where.
+        transfers: grants downloads and admits uploads.
+        hosts: carries a command to server and sites, one row per target.
+        sessions: who is signed in.
+        audit: hears of every decision.
+        kit: the server's verified kit.
+        trust: holds the trust store of now.
+    """
+
+    control: Control
+    rights: Rights
+    transfers: Transfers
+    hosts: Hosts
+    sessions: Sessions
+    audit: AuditSink
+    kit: Kit
+    trust: Trust
+
+
+ModuleFactory: TypeAlias = Callable[[Parts], CommandModule]
+"""Makes a command module; packages offer theirs as an entry point of `MODULES_GROUP`."""
+
+MODULES_GROUP = "flplatform.command_modules"
+
+
+def modules(parts: Parts) -> list[CommandModule]:
+    """Return the modules of this release; a new one is added here."""
+    control, hosts = parts.control, parts.hosts
+    return [
+        SubmissionModule(control),
+        TrainingModule(control),
+        StatusModule(control, hosts),
+        ModelsModule(control, parts.transfers),
+        ValidationModule(control),
+        SystemModule(control, hosts),
+    ]
+
+
 class FedAdminServer:
     """Owns the parts of the admin side, starts and stops them in order.
 
@@ -58,6 +105,7 @@ class FedAdminServer:
         workers: threads for disk and passwords.
         note_refusal: audits a refused call.
         reply_timeout_s: how long a site may take to answer a command.
+        more: make the command modules of packages that the operator has installed.
 
     Raises:
         ConfigError: the policy, or what is remembered of users, is wrong.
@@ -75,6 +123,7 @@ class FedAdminServer:
         workers: Executor,
         note_refusal: NoteRefusal,
         reply_timeout_s: float = REPLY_TIMEOUT_S,
+        more: Sequence[ModuleFactory] = (),
     ) -> None:
         limits = kit.server.limits
         organisation = kit.identity.organisation
@@ -96,9 +145,17 @@ class FedAdminServer:
         )
         self._rights = Rights(kit.folder / "local" / "policy.yml", organisation, control)
         self._transfers = Transfers(self._rights, limits, self._session_of)
-        register = CommandRegister(
-            modules(control, self._rights, self._transfers, organisation, reply_timeout_s)
+        parts = Parts(
+            control=control,
+            rights=self._rights,
+            transfers=self._transfers,
+            hosts=Hosts(control, self._rights, organisation, reply_timeout_s),
+            sessions=self._sessions,
+            audit=audit,
+            kit=kit,
+            trust=trust,
         )
+        register = CommandRegister([*modules(parts), *(make(parts) for make in more)])
         self._console = AdminServer(register, self._rights, audit)
         self._rights.load([view.name for view in register.views()])
         self._desk = ConsoleDesk(
@@ -181,22 +238,3 @@ class FedAdminServer:
                 log.warning("session %s ends: %s", session.id, error)
                 self._sessions.close(session.id)
         self._rights.reload()
-
-
-def modules(
-    control: Control,
-    rights: Rights,
-    transfers: Transfers,
-    organisation: str,
-    reply_timeout_s: float = REPLY_TIMEOUT_S,
-) -> list[CommandModule]:
-    """Return the modules of this release; a new one is added here."""
-    hosts = Hosts(control, rights, organisation, reply_timeout_s)
-    return [
-        SubmissionModule(control),
-        TrainingModule(control),
-        StatusModule(control, hosts),
-        ModelsModule(control, transfers),
-        ValidationModule(control),
-        SystemModule(control, hosts),
-    ]

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from flplatform.client.policy import Policy
-from flplatform.client.requests import RequestAgent
+from flplatform.client.requests import RequestAgent, basic_verbs
 from flplatform.client.sandbox import available_level
 from flplatform.client.seen import SeenIds
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.site_runs import SiteRuns
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
+from flplatform.client.verbs import SiteVerb
 from flplatform.core.config import Isolation
 from flplatform.core.errors import FLError
 from flplatform.core.messages import ModelRef
@@ -75,12 +76,16 @@ class SiteClient:
             skew_s=kit.site.clock_skew_s,
             runs=self._runs,
             audit=self._audit,
-            stop=end,
-            facts={"sys_info": self._system, "check_status": self._status},
+            verbs=self._verbs(policy, end),
         )
         self._loops: list[asyncio.Task[None]] = []
         self._replies: set[asyncio.Task[None]] = set()
         self._received: list[str] = []
+
+    def _verbs(self, policy: Policy, end: Callable[[bool], None]) -> list[SiteVerb]:
+        """Return the closed table of signed commands; a new one is added here."""
+        facts = {"sys_info": self._system, "check_status": self._status}
+        return [*basic_verbs(policy, end, facts)]
 
     def _current_trust(self) -> TrustStore:
         return self._trust

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flplatform.client.verbs import SiteVerb
 from flplatform.core.config import Environment, Isolation
 from flplatform.core.errors import PermissionDeniedError
 from flplatform.security.authz import (
@@ -16,15 +17,6 @@ from flplatform.security.authz import (
 )
 from flplatform.security.identity import Identity
 from flplatform.security.kit import Kit
-
-COMMANDS: Mapping[str, Permission] = {
-    "preflight": "train",
-    "check_status": "view",
-    "sys_info": "operate",
-    "shutdown": "operate",
-    "restart": "operate",
-}
-"""The signed commands that a site obeys, and the right each needs; nothing else is obeyed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +103,25 @@ class Policy:
             )
         return path
 
-    def check_command(self, actor: Identity, argv: Sequence[str]) -> None:
-        """Refuse a command that is not this site's to obey, or not the actor's to give.
+    def check_command(self, actor: Identity, argv: Sequence[str], verb: SiteVerb) -> None:
+        """Refuse a command that does not target this site, or is not the actor's to give.
 
         Raises:
             PermissionDeniedError: names the rule.
         """
-        verb = argv[0]
-        if verb not in COMMANDS:
-            raise PermissionDeniedError(f"sites do not obey {verb!r}", rule="closed verb table")
-        if not targets(argv, self._kit.identity.name):
+        if not verb.reaches(argv, self._kit.identity.name):
             raise PermissionDeniedError(
                 f"{' '.join(argv)[:200]!r} does not target this site", rule="signed targets"
             )
-        # Who asks in advance about a submission of one's own is its submitter.
-        submitter = actor if verb == "preflight" else None
-        request = self._request(actor, verb, COMMANDS[verb], submitter)
+        submitter, organisation = verb.submitter(actor, argv)
+        request = Request(
+            actor=actor,
+            command=verb.name,
+            permission=verb.permission,
+            site_organisation=self._kit.identity.organisation,
+            submitter=submitter,
+            submitter_organisation=organisation,
+        )
         demand(decide_at_site(self._kit.local.site_policy, request), request)
 
     def _request(
@@ -134,26 +129,13 @@ class Policy:
         actor: Identity,
         command: str,
         permission: Permission,
-        submitter: Identity | None = None,
+        submitter: Identity,
     ) -> Request:
         return Request(
             actor=actor,
             command=command,
             permission=permission,
             site_organisation=self._kit.identity.organisation,
-            submitter=submitter.name if submitter else "",
-            submitter_organisation=submitter.organisation if submitter else "",
+            submitter=submitter.name,
+            submitter_organisation=submitter.organisation,
         )
-
-
-def targets(argv: Sequence[str], site: str) -> bool:
-    """Return whether the words that the user typed reach `site`.
-
-    `VERB all`, `VERB client` and `VERB client … site …` do; `preflight` reaches whom it is sent.
-    """
-    if argv[0] == "preflight":
-        return True
-    words = [word for word in argv[1:] if not word.startswith("-")]
-    if words[:1] == ["all"]:
-        return True
-    return words[:1] == ["client"] and (len(words) == 1 or site in words[1:])

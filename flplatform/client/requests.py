@@ -7,14 +7,15 @@ own policy and single use, whatever the server says. Each request gets exactly o
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
 from flplatform.client.policy import Policy
 from flplatform.client.seen import SeenIds
+from flplatform.client.verbs import Asked, Body, SiteVerb, everyone, own
 from flplatform.core.errors import (
     FLError,
     InvalidArgumentError,
@@ -30,8 +31,6 @@ from flplatform.security.signing import MAX_SKEW_S, CommandOrder, Signed, StartO
 log = logging.getLogger(__name__)
 
 MAX_REMEMBERED = 1000
-
-Body = Mapping[str, Any]
 
 
 class StartBody(Strict):
@@ -69,8 +68,7 @@ class RequestAgent:
 
     Args:
         trust: returns the trust store of now.
-        stop: ends this process, restarting if told so.
-        facts: `sys_info` and `check_status` answers.
+        verbs: the closed table of signed commands.
         skew_s: how far a signer's clock may be off.
     """
 
@@ -82,8 +80,7 @@ class RequestAgent:
         seen: SeenIds,
         runs: Starter,
         audit: AuditSink,
-        stop: Callable[[bool], None],
-        facts: Mapping[str, Callable[[], Body]],
+        verbs: Iterable[SiteVerb],
         skew_s: float = MAX_SKEW_S,
     ) -> None:
         self._skew_s = skew_s
@@ -92,8 +89,7 @@ class RequestAgent:
         self._seen = seen
         self._runs = runs
         self._audit = audit
-        self._stop = stop
-        self._facts = facts
+        self._verbs = {verb.name: verb for verb in verbs}
         self._replies: dict[str, asyncio.Task[pb.SiteReply]] = {}
 
     async def handle(self, request: pb.SiteRequest) -> pb.SiteReply:
@@ -157,24 +153,20 @@ class RequestAgent:
             CommandOrder, _signed(request), self._trust(), now, self._skew_s
         )
         actor.update(identity.as_actor())
-        verb = order.argv[0]
-        if verb != request.topic:
+        name = order.argv[0]
+        if name != request.topic:
             raise PermissionDeniedError(
-                f"{identity.name} signed {verb!r}, the server asks for {request.topic!r}",
+                f"{identity.name} signed {name!r}, the server asks for {request.topic!r}",
                 rule="signed verb",
             )
-        self._policy.check_command(identity, order.argv)
+        if (verb := self._verbs.get(name)) is None:
+            raise PermissionDeniedError(f"sites do not obey {name!r}", rule="closed verb table")
+        self._policy.check_command(identity, order.argv, verb)
         self._seen.use(order.id, order.not_after)
-        if verb == "preflight":
-            return self._preflight(identity, order)
-        if verb in self._facts:
-            return self._facts[verb]()
-
-        async def end() -> Body:
-            self._stop(verb == "restart")
-            return {}
-
-        return await self._audited(actor, request, end)
+        asked = Asked(request.id, identity, order, request.body)
+        if not verb.mutating:
+            return await verb.act(asked)
+        return await self._audited(actor, request, lambda: verb.act(asked))
 
     async def _audited(
         self,
@@ -186,21 +178,48 @@ class RequestAgent:
         self._audit.record(actor, request.topic, "allowed", correlation_id=request.id)
         return await act()
 
-    def _preflight(self, identity: Identity, order: CommandOrder) -> Body:
-        if len(order.argv) < 2:
-            raise InvalidArgumentError("asks about nothing", field="preflight")
-        asked = parse_json(PreflightBody, order.argv[1], "preflight")
-        plan = self._policy.check_job(
-            identity,
-            identity,
-            has_code=asked.has_code,
-            data=asked.data,
-            environment=asked.environment,
-        )
-        return {"isolation": plan.isolation}
-
 
 def _signed(request: pb.SiteRequest) -> Signed:
     if not request.signed:
         raise PermissionDeniedError(f"{request.topic} came without a signature", rule="unsigned")
     return Signed.from_bytes(request.signed)
+
+
+def basic_verbs(
+    policy: Policy, stop: Callable[[bool], None], facts: Mapping[str, Callable[[], Body]]
+) -> list[SiteVerb]:
+    """Return the verbs that every site has.
+
+    Args:
+        policy: answers preflights.
+        stop: ends this process, restarting if told so.
+        facts: `sys_info` and `check_status` answers.
+    """
+
+    async def preflight(asked: Asked) -> Body:
+        if len(asked.order.argv) < 2:
+            raise InvalidArgumentError("asks about nothing", field="preflight")
+        question = parse_json(PreflightBody, asked.order.argv[1], "preflight")
+        plan = policy.check_job(
+            asked.signer,
+            asked.signer,
+            has_code=question.has_code,
+            data=question.data,
+            environment=question.environment,
+        )
+        return {"isolation": plan.isolation}
+
+    async def tell(asked: Asked) -> Body:
+        return facts[asked.order.argv[0]]()
+
+    async def end(asked: Asked) -> Body:
+        stop(asked.order.argv[0] == "restart")
+        return {}
+
+    return [
+        SiteVerb("preflight", "train", preflight, reaches=everyone, submitter=own),
+        SiteVerb("check_status", "view", tell),
+        SiteVerb("sys_info", "operate", tell),
+        SiteVerb("shutdown", "operate", end, mutating=True),
+        SiteVerb("restart", "operate", end, mutating=True),
+    ]

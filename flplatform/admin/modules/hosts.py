@@ -71,11 +71,26 @@ class Hosts:
         ]
         return Targets(server, tuple(allowed))
 
-    async def ask(self, sites: Iterable[str]) -> dict[str, SiteReply]:
-        """Relay the command in hand, signed as it came, and return each site's reply."""
+    async def ask(
+        self,
+        sites: Iterable[str],
+        body: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, SiteReply]:
+        """Relay the command in hand, signed as it came, and return each site's reply.
+
+        Args:
+            sites: who is asked.
+            body: what the server adds, unsigned.
+            timeout_s: how long a site may take; default that of this server.
+        """
         command = ordered()
         return await self._control.ask(
-            list(sites), command.order.argv[0], timeout_s=self._timeout_s, signed=command.signed
+            list(sites),
+            command.order.argv[0],
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            signed=command.signed,
+            body=body,
         )
 
     async def rows(

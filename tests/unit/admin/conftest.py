@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from flplatform.admin.fed_admin_server import modules
+from flplatform.admin.fed_admin_server import Parts, modules
+from flplatform.admin.modules.hosts import Hosts
 from flplatform.admin.orders import Ordered, take_in_hand
 from flplatform.admin.rights import Rights
 from flplatform.admin.transfers import Transfers
 from flplatform.core.config import ServerLimits
-from flplatform.hci import AdminServer, AdminSession, CommandRegister, tokenise
+from flplatform.hci import AdminServer, AdminSession, CommandRegister, Sessions, tokenise
 from flplatform.security.identity import Identity
 from flplatform.security.signing import CommandOrder
 from tests.support.control import FakeControl, site
@@ -110,9 +111,22 @@ class Console:
     def __post_init__(self) -> None:
         self.rights = Rights(self.policy, "hub", self.control)
         self.transfers = Transfers(self.rights, ServerLimits(), lambda caller: session_of("amy"))
-        self.register = CommandRegister(modules(self.control, self.rights, self.transfers, "hub"))
+        self.register = CommandRegister(modules(self.parts()))
         self.server = AdminServer(self.register, self.rights, self)
         self.rights.load([view.name for view in self.register.views()])
+
+    def parts(self) -> Parts:
+        """What modules are made of; kit and trust are for tests that need them to set."""
+        return Parts(
+            control=self.control,
+            rights=self.rights,
+            transfers=self.transfers,
+            hosts=Hosts(self.control, self.rights, "hub"),
+            sessions=Sessions(idle_s=60, absolute_s=600),
+            audit=self,
+            kit=None,
+            trust=None,
+        )
 
     def record(self, actor, action, decision, *, reason="", details=None, correlation_id=""):
         self.records.append((actor["name"], action, decision, reason))

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from flplatform.client.policy import COMMANDS, Plan, Policy, targets
+from flplatform.client.policy import Plan, Policy
+from flplatform.client.requests import basic_verbs
+from flplatform.client.verbs import targets
 from flplatform.core.config import (
     Dataset,
     Datasets,
@@ -15,7 +17,6 @@ from flplatform.core.config import (
     SitePolicy,
 )
 from flplatform.core.errors import PermissionDeniedError
-from flplatform.security.authz import PERMISSIONS
 from flplatform.security.identity import Identity
 from flplatform.security.kit import Kit, Local
 
@@ -163,22 +164,18 @@ def test_a_dataset_is_for_its_submitter(site):
 # ---- commands
 
 
+VERBS = {verb.name: verb for verb in basic_verbs(None, None, {})}
+
+
 def command(policy: Policy, actor: Identity, text: str) -> None:
-    policy.check_command(actor, text.split())
+    argv = text.split()
+    policy.check_command(actor, argv, VERBS[argv[0]])
 
 
 def denied(rule: str, policy: Policy, actor: Identity, text: str) -> None:
     with pytest.raises(PermissionDeniedError) as error:
         command(policy, actor, text)
     assert rule in error.value.rule
-
-
-def test_the_table_of_commands_is_closed(site):
-    assert set(COMMANDS.values()) <= set(PERMISSIONS)
-    for verb in ("submit_job", "start", "shell", "remove_client", "byoc", "train", "*", ""):
-        with pytest.raises(PermissionDeniedError) as error:
-            site().check_command(AMY, (verb, "all"))
-        assert error.value.rule == "closed verb table"
 
 
 @pytest.mark.parametrize("verb", ["check_status", "sys_info", "shutdown", "restart"])
@@ -223,8 +220,6 @@ def test_the_owner_narrows_commands(site):
         ("check_status client site-2 site-1", True),
         ("check_status --json client site-1", True),
         ("check_status client --json", True),
-        ("preflight {}", True),
-        ("preflight", True),
         ("check_status", False),
         ("check_status server", False),
         ("check_status server site-1", False),

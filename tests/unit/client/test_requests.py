@@ -11,7 +11,7 @@ import pytest
 
 from flplatform.client import requests as module
 from flplatform.client.policy import Policy
-from flplatform.client.requests import RequestAgent
+from flplatform.client.requests import RequestAgent, basic_verbs
 from flplatform.client.seen import SeenIds
 from flplatform.client.site_runs import SiteRuns
 from flplatform.rpc.v1 import federated_pb2 as pb
@@ -68,16 +68,17 @@ def site(people, tmp_path):
     site = SimpleNamespace(kit=kit, runs=Runs(), stops=[], folder=tmp_path, number=0)
     site.audit = AuditLog(tmp_path / "audit.jsonl", "site-1")
 
-    def agent(**fields) -> RequestAgent:
+    def agent(facts=None, **fields) -> RequestAgent:
+        policy = Policy(kit, "sandbox")
+        facts = facts or {"sys_info": lambda: {"cpus": 2}, "check_status": lambda: {"runs": []}}
         return RequestAgent(
             **{
                 "trust": lambda: kit.trust,
-                "policy": Policy(kit, "sandbox"),
+                "policy": policy,
                 "seen": SeenIds(tmp_path / "seen.json"),
                 "runs": site.runs,
                 "audit": site.audit,
-                "stop": site.stops.append,
-                "facts": {"sys_info": lambda: {"cpus": 2}, "check_status": lambda: {"runs": []}},
+                "verbs": basic_verbs(policy, site.stops.append, facts),
             }
             | fields
         )

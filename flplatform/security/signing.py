@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, ClassVar, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -180,7 +180,12 @@ class Order(Strict):
 
 
 class StartOrder(Order):
-    """Start this job, once, at these sites."""
+    """Start this job, once, at these sites.
+
+    Attributes:
+        gpus: site -> processes that work on the job there together, one per GPU; 1 if absent.
+        purpose: `validate` allows tasks that measure models, and no others.
+    """
 
     TAG: ClassVar[str] = "start"
     MAX_LIFETIME_S: ClassVar[float] = 7 * 86_400.0
@@ -188,6 +193,8 @@ class StartOrder(Order):
     submission_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     job_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     sites: tuple[Name, ...] = Field(min_length=1)
+    gpus: dict[Name, Annotated[int, Field(ge=1, le=1024)]] = {}
+    purpose: Literal["train", "validate"] = "train"
 
 
 class CommandOrder(Order):

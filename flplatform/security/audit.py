@@ -2,13 +2,20 @@
 
 A record's hash covers its exact text, which holds the hash of the record before it, so an edited,
 missing or moved line breaks the chain. `<log>.head` remembers the last record, so that a cut tail
-is noticed too (someone who can rewrite both files can still hide it: export the head to prevent
-that). A record that cannot be written raises, and what it speaks of must not happen.
+is noticed too, and `<log>.checkpoint` holds a record's number and hash, signed with the host's own
+key every `CHECKPOINT_EVERY` records and at close: who rewrites the log and its head without that
+key is found out for all records up to there. (Who has the key, or puts an older checkpoint back,
+can still hide what came after it: compare heads with copies kept elsewhere.) A record that cannot
+be written raises, and what it speaks of must not happen.
+
+Arguments are recorded as they were typed: no command takes a secret as an argument. Passwords
+travel beside a command, never in its words, and so never come here.
 """
 
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import threading
 import time
@@ -16,10 +23,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from flplatform.core.errors import DataLossError, FailedPreconditionError
+from flplatform.core.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    UnauthenticatedError,
+)
 from flplatform.files.durable import PRIVATE_FILE, fsync_dir, write_atomic
+from flplatform.security.kit import Kit
+from flplatform.security.signing import Signed, check_signature, sign
+
+log = logging.getLogger(__name__)
 
 ZERO_HASH = "0" * 64
 MAX_FIELD_CHARS = 1024
@@ -28,6 +44,9 @@ MAX_DETAILS = 40
 _HASH_KEY = b', "hash": "'
 _END = b'"}\n'
 _SUFFIX_BYTES = len(_HASH_KEY) + len(ZERO_HASH) + len(_END)
+CHECKPOINT_EVERY = 256
+CHECKPOINT_TAG = "audit"
+_BLOCK_BYTES = 256 << 10
 _TAIL_BYTES = 2 << 20  # more than the longest record
 _ACTOR_FIELDS = ("role", "organisation", "fingerprint", "peer")
 
@@ -40,6 +59,44 @@ class Head:
     hash: str = ZERO_HASH
 
 
+class Seal(Protocol):
+    """Makes and checks the signatures of checkpoints."""
+
+    def sign(self, payload: bytes) -> Signed:
+        """Sign with the host's own key, under `CHECKPOINT_TAG`."""
+
+    def check(self, signed: Signed) -> None:
+        """Demand a signature of this host.
+
+        Raises:
+            UnauthenticatedError: it is another's, or does not hold.
+        """
+
+
+@dataclass(frozen=True)
+class KitSeal:
+    """Signs as the host whose kit this is, and knows its own earlier certificates."""
+
+    kit: Kit
+
+    def sign(self, payload: bytes) -> Signed:
+        """See `Seal`."""
+        return sign(CHECKPOINT_TAG, payload, self.kit.private_key(), self.kit.chain)
+
+    def check(self, signed: Signed) -> None:
+        """See `Seal`.
+
+        Raises:
+            UnauthenticatedError: it is another's, or does not hold.
+        """
+        certificate = check_signature(CHECKPOINT_TAG, signed)
+        own = self.kit.identity
+        issued = certificate.not_valid_before_utc
+        signer = self.kit.trust.verify_chain(certificate, own.kind, issued)
+        if signer.uri != own.uri:
+            raise UnauthenticatedError(f"it is signed by {signer.uri}, not by {own.uri}")
+
+
 class AuditLog:
     """An open log of one participant. Thread-safe; one process at a time.
 
@@ -47,6 +104,7 @@ class AuditLog:
         path: the current file; filled ones are renamed to `<path>.000001` and so on.
         name: the participant whose log it is, written into every record.
         rotate_bytes: size from which on a new file is begun.
+        seal: signs checkpoints; without it none are made.
 
     Raises:
         DataLossError: the end of the log is damaged or cut.
@@ -54,7 +112,10 @@ class AuditLog:
         OSError: it cannot be opened or written.
     """
 
-    def __init__(self, path: Path, name: str, rotate_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self, path: Path, name: str, rotate_bytes: int = 64 << 20, seal: Seal | None = None
+    ) -> None:
+        self._seal = seal
         self._path = path
         self._name = name
         self._rotate_bytes = rotate_bytes
@@ -77,6 +138,11 @@ class AuditLog:
         if torn is not None:
             itself = {"name": name, "role": "audit"}
             self.record(itself, "audit.repair", "allowed", target=torn.name, reason="torn record")
+
+    @property
+    def path(self) -> Path:
+        """The current file."""
+        return self._path
 
     @property
     def head(self) -> Head:
@@ -132,8 +198,10 @@ class AuditLog:
             )
 
     def close(self) -> None:
-        """Release the files."""
+        """Sign a last checkpoint and release the files."""
         with self._lock:
+            if not self._broken:
+                self._checkpoint()
             self._broken = True
             os.close(self._file)
             os.close(self._head_file)
@@ -146,8 +214,21 @@ class AuditLog:
         self._head = Head(record["seq"], digest)
         # Not fsynced: after a power cut the head may lag behind the log, but never lead it.
         os.pwrite(self._head_file, _head_text(self._head), 0)
+        if self._head.seq % CHECKPOINT_EVERY == 0:
+            self._checkpoint()
         if os.fstat(self._file).st_size >= self._rotate_bytes:
             self._rotate()
+
+    def _checkpoint(self) -> None:
+        """Sign the last record; the log goes on without it, for the record itself is durable."""
+        if self._seal is None or not self._head.seq:
+            return
+        text = {"log": self._name, "seq": self._head.seq, "hash": self._head.hash}
+        try:
+            signed = self._seal.sign(json.dumps(text).encode())
+            write_atomic(_checkpoint_path(self._path), signed.to_bytes())
+        except OSError as error:
+            log.error("%s: no checkpoint of record %d: %s", self._path, self._head.seq, error)
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._file).st_size
@@ -173,13 +254,20 @@ class AuditLog:
         self._file = _open_append(self._path)
 
 
-def verify(path: Path) -> Head:
+def verify(path: Path, seal: Seal | None = None) -> Head:
     """Check the whole chain, rotated files included, and return its last record.
+
+    A log that is being written is checked up to the record that was its last at the start.
+
+    Args:
+        path: the current file.
+        seal: checks the signed checkpoint; None leaves it out.
 
     Raises:
         DataLossError: names the first file and line that does not fit.
     """
     head, saved = Head(), _read_head(path)
+    signed = _read_checkpoint(path, seal) if seal is not None else Head()
     for file, number, line in _lines(path):
         where = f"{file}:{number}"
         record = _check_line(line, where)
@@ -190,8 +278,51 @@ def verify(path: Path) -> Head:
         head = Head(record["seq"], record["hash"])
         if head.seq == saved.seq and head != saved:
             raise DataLossError(f"{where}: record {head.seq} is not the one that was written")
+        if head.seq == signed.seq and head != signed:
+            raise DataLossError(f"{where}: record {head.seq} is not the one that was signed")
     _check_not_cut(path, head, saved)
+    _check_not_cut(path, head, signed)
+    if seal is not None and head.seq - signed.seq > 2 * CHECKPOINT_EVERY:
+        raise DataLossError(
+            f"{path}: record {head.seq} is the last, but the last signed one is {signed.seq}",
+            hint="the checkpoint was taken away or put back",
+        )
     return head
+
+
+def newest(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield all records, newest first, each checked by itself; a block of the log in memory.
+
+    Raises:
+        DataLossError: a line is not a record, or its text was changed.
+    """
+    files = [path, *reversed(_rotated(path))]
+    if not path.exists():  # it has just been rotated
+        files = files[1:]
+    for file in files:
+        for line in _lines_backwards(file):
+            yield _check_line(line, str(file))
+
+
+def _lines_backwards(file: Path) -> Iterator[bytes]:
+    """Yield whole lines from the end; one without an end is still being written."""
+    with file.open("rb") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        rest: bytes | None = None  # the end of a line that begins in the block before
+        while end > 0:
+            start = max(0, end - _BLOCK_BYTES)
+            handle.seek(start)
+            block = handle.read(end - start)
+            if rest is None:
+                block, rest = block[: max(0, block.rfind(b"\n"))], b""
+            first, *lines = (block + rest).split(b"\n")
+            if len(first) > _TAIL_BYTES:
+                raise DataLossError(f"{file}: holds a line of more than {_TAIL_BYTES} bytes")
+            for line in reversed(lines):
+                yield line + b"\n"
+            end, rest = start, first
+        if rest:
+            yield rest + b"\n"
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
@@ -237,6 +368,28 @@ def _check_line(line: bytes, where: str) -> dict[str, Any]:
 
 def _head_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.head")
+
+
+def _checkpoint_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.checkpoint")
+
+
+def _read_checkpoint(path: Path, seal: Seal) -> Head:
+    """Return the record that was signed last; 0 if none was.
+
+    Raises:
+        DataLossError: the checkpoint is not one of this host.
+    """
+    file = _checkpoint_path(path)
+    try:
+        signed = Signed.from_bytes(file.read_bytes())
+        seal.check(signed)
+        text = json.loads(signed.payload)
+        return Head(int(text["seq"]), str(text["hash"]))
+    except FileNotFoundError:
+        return Head()
+    except (InvalidArgumentError, UnauthenticatedError, ValueError, KeyError, TypeError) as error:
+        raise DataLossError(f"{file}: is not a checkpoint: {error}") from None
 
 
 def _head_text(head: Head) -> bytes:

@@ -34,6 +34,7 @@ DEFAULT_RULES: Rules = {
     },
     "lead": {
         "train": ("n:submitter",),
+        "revoke": ("none",),
         "operate": ("o:site",),
         "view": ("any",),
         "validate": ("any",),

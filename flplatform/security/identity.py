@@ -173,6 +173,11 @@ def _read_identity(certificate: x509.Certificate) -> Identity:
     )
 
 
+def _common_name(name: x509.Name) -> str:
+    found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else name.rfc4514_string()
+
+
 def _subject(certificate: x509.Certificate, oid: ObjectIdentifier) -> list[str]:
     return [str(attribute.value) for attribute in certificate.subject.get_attributes_for_oid(oid)]
 
@@ -243,6 +248,19 @@ class TrustStore:
     def root_fingerprint(self) -> str:
         """SHA-256 of the root certificate, in hex: what two people compare by telephone."""
         return fingerprint_of(self.root)
+
+    def ends(self) -> list[tuple[str, str, datetime]]:
+        """Return (name, what it is, when it ends) of the root, the issuers and their lists."""
+        found = [(_common_name(self.root.subject), "root", self.root.not_valid_after_utc)]
+        for kind, certificates in self._issuers.items():
+            found += [
+                (_common_name(each.subject), f"{kind} issuer", each.not_valid_after_utc)
+                for each in certificates
+            ]
+        for item in self._lists:
+            if item.next_update_utc is not None:
+                found.append((_common_name(item.issuer), "revocation list", item.next_update_utc))
+        return found
 
     def tls_roots(self, kind: Kind) -> bytes:
         """Return the PEM of the issuers of `kind`, to be the only trust anchors of a port.

@@ -4,9 +4,10 @@
     local/     the host owner's: policy, datasets, environments, resources, overrides
     transfer/  an admin's uploads and downloads
 
-The manifest lists every file of `startup/` with its SHA-256 and is signed by provisioning. Only
-`crl.pem` is not pinned: its lists carry their authorities' signatures and are replaced when
-somebody is revoked.
+The manifest lists every file of `startup/` with its SHA-256 and is signed by provisioning. Two are
+not pinned: `crl.pem`, whose lists carry their authorities' signatures and are replaced when
+somebody is revoked, and a person's key, which is encrypted anew with every change of the passphrase
+and must be the certificate's in any case.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from typing import Annotated, Literal, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -45,6 +47,7 @@ from flplatform.core.config import (
     parse_yaml,
 )
 from flplatform.core.errors import ConfigError, InvalidArgumentError, UnauthenticatedError
+from flplatform.files.durable import write_atomic
 from flplatform.security.authn import UserRecord
 from flplatform.security.identity import Identity, Kind, TrustStore, load_certificate
 from flplatform.security.signing import Signed, verify_kit
@@ -231,6 +234,19 @@ class Kit:
         key = self.private_key(passphrase)
         return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
+    def change_passphrase(self, old: str, new: str) -> None:
+        """Encrypt an admin's private key with another passphrase; whole or not at all.
+
+        Raises:
+            UnauthenticatedError: the old one is wrong.
+            OSError: it cannot be written; the old one goes on to open the key.
+        """
+        key = self.private_key(old)
+        encryption = BestAvailableEncryption(new.encode())
+        write_atomic(
+            self.key_path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+        )
+
     def user_record(self) -> Signed:
         """Return an admin's `user.json` with its signature, to be presented at first login."""
         startup = self.folder / "startup"
@@ -319,13 +335,15 @@ def _bad_modes(folder: Path) -> Iterator[str]:
 
 def _changed_files(startup: Path, manifest: Manifest) -> Iterator[str]:
     unpinned = {MANIFEST, SIGNATURE, REVOCATIONS}
+    if manifest.kind == "admin":
+        unpinned.add(KEY)
     present = {path.name: path for path in startup.iterdir()}
     for name in sorted(manifest.files.keys() - present.keys()):
         yield f"startup/{name}: is missing"
     for name, path in sorted(present.items()):
         if path.is_symlink() or not path.is_file():
             yield f"startup/{name}: is not a plain file"
-        elif name in manifest.files:
+        elif name in manifest.files and name not in unpinned:
             if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.files[name]:
                 yield f"startup/{name}: was changed since it was signed"
         elif name not in unpinned:

@@ -19,9 +19,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import AfterValidator, Field, model_validator
 
-from flplatform.core.config import Name, Strict, parse_json
+from flplatform.core.config import Name, PersonName, Strict, parse_json
 from flplatform.core.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
-from flplatform.security.identity import Identity, Kind, TrustStore, load_certificate
+from flplatform.security.identity import (
+    Identity,
+    Kind,
+    TrustStore,
+    identity_in,
+    load_certificate,
+)
 
 MAX_SIGNED_BYTES = 2 << 20
 MAX_SKEW_S = 30.0
@@ -136,6 +142,17 @@ def verify_kit(tag: str, signed: Signed, trust: TrustStore, now: datetime) -> No
     _verify_signature(tag, signed, certificate, "provisioning")
 
 
+def check_signature(tag: str, signed: Signed) -> x509.Certificate:
+    """Check that a signature fits its text; whether its certificate is trusted is another matter.
+
+    Raises:
+        UnauthenticatedError: it does not, or the certificate is not a participant's.
+    """
+    certificate = load_certificate(signed.certificate)
+    _verify_signature(tag, signed, certificate, identity_in(certificate).name)
+    return certificate
+
+
 def _verify_signature(tag: str, signed: Signed, certificate: x509.Certificate, who: str) -> None:
     key = certificate.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)  # demanded of every leaf
@@ -206,6 +223,24 @@ class CommandOrder(Order):
     id: str = Field(pattern=r"^[0-9a-f]{32}$")
     argv: tuple[str, ...] = Field(min_length=1, max_length=2000)
     run: int | None = Field(None, ge=1)
+
+
+class DenialOrder(Order):
+    """Deny a name any part in the federation from now on, or undo that.
+
+    It holds without end: `not_after` bounds only how long a server may take it in.
+
+    Attributes:
+        undo: takes back every earlier denial of the name.
+    """
+
+    TAG: ClassVar[str] = "denial"
+    MAX_LIFETIME_S: ClassVar[float] = 3600.0
+
+    name: PersonName
+    kind: Literal["site", "admin"]
+    reason: str = Field("", max_length=500)
+    undo: bool = False
 
 
 O = TypeVar("O", bound=Order)  # noqa: E741

@@ -2,11 +2,17 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from flplatform.core.config import AdminConfig, ServerConfig, SiteConfig, parse_json
 from flplatform.core.errors import ConfigError, UnauthenticatedError
@@ -69,9 +75,11 @@ def test_each_kind_of_kit_is_only_itself(own: Federation) -> None:
             getattr(kit, wrong)
 
 
-@pytest.mark.parametrize(
-    ("name", "file"), [(name, file) for name, files in FILES.items() for file in files]
-)
+PINNED = [(name, file) for name, files in FILES.items() for file in files]
+PINNED.remove(("amy", "participant.key"))  # a person's passphrase may change
+
+
+@pytest.mark.parametrize(("name", "file"), PINNED)
 def test_each_file_is_protected(own: Federation, name: str, file: str) -> None:
     path = own.kit(name) / "startup" / file
     content = path.read_bytes()
@@ -215,6 +223,33 @@ def test_a_revoked_kit_is_refused(own: Federation) -> None:
     assert "it is revoked" in problems_of(own.kit("site-1"))
     with pytest.raises(UnauthenticatedError, match="is revoked"):
         kit.reload_trust().check(identity, datetime.now(UTC))
+
+
+def test_a_person_changes_the_passphrase_of_the_key(own: Federation) -> None:
+    kit, old = own.open("amy"), own.passphrase("amy")
+    before = kit.key_path.read_bytes()
+    with pytest.raises(UnauthenticatedError):
+        kit.change_passphrase("wrong", "another passphrase")
+    assert kit.key_path.read_bytes() == before
+    kit.change_passphrase(old, "another passphrase")
+    again = own.open("amy")  # the kit is still whole
+    assert again.key_pem("another passphrase") == load_key(before, old)
+    assert stat.S_IMODE(kit.key_path.stat().st_mode) == 0o600
+    with pytest.raises(UnauthenticatedError, match="the passphrase is wrong"):
+        again.private_key(old)
+
+
+def test_another_key_in_a_person_s_kit_is_noticed_when_it_is_opened(own: Federation) -> None:
+    own.open("amy").key_path.write_bytes(key_pem(new_key(), "a passphrase"))
+    with pytest.raises(ConfigError, match="is not the key of"):
+        own.open("amy").private_key("a passphrase")
+    own.open("amy").key_path.unlink()
+    assert "startup/participant.key: is missing" in problems_of(own.kit("amy"))
+
+
+def load_key(data: bytes, passphrase: str) -> bytes:
+    key = load_pem_private_key(data, passphrase.encode())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def test_passphrases_open_keys(own: Federation) -> None:

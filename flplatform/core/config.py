@@ -16,6 +16,7 @@ from flplatform.core.strict import parse_yaml as parse_yaml
 
 Role = Literal["project_admin", "org_admin", "lead", "member"]
 Isolation = Literal["sandbox", "none"]
+ShellCommand = Literal["pwd", "ls", "cat", "head", "tail", "grep", "env"]
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 PERSON_PATTERN = r"[a-z0-9][a-z0-9._@+-]{0,62}"
@@ -107,6 +108,7 @@ class ServerLimits(Strict):
     reserve_bytes: Bytes = 1 << 30
     max_model_bytes: Bytes = 64 << 30
     max_job_bytes: Bytes = 1 << 30
+    max_transfer_bytes: Bytes = 10 << 30
     token_s: Seconds = 86_400.0
     session_idle_s: Seconds = 1800.0
     session_s: Seconds = 28_800.0
@@ -199,7 +201,7 @@ class ServerPolicy(Strict):
 
     allow_root: bool = True
     roles: dict[Role, dict[str, Conditions]] = {}
-    allowed_shell_cmds: tuple[str, ...] = ()
+    allowed_shell_cmds: tuple[ShellCommand, ...] = ()
 
 
 class SitePolicy(Strict):
@@ -215,7 +217,7 @@ class SitePolicy(Strict):
     submitters: Conditions = ("any",)
     byoc: Conditions = ("any",)
     commands: dict[str, Conditions] = {"*": ("any",)}
-    allowed_shell_cmds: tuple[str, ...] = ()
+    allowed_shell_cmds: tuple[ShellCommand, ...] = ()
     filters: tuple[Component, ...] = ()
     max_examples: Annotated[int, Field(ge=1)] | None = None
 
@@ -254,10 +256,14 @@ class Environments(Strict):
 
 
 class Resources(Strict):
-    """`local/resources.yml`: what this host gives; the URL is read by a server only."""
+    """`local/resources.yml`: what this host gives; the last two are read by a server only.
+
+    `command_modules` names the console modules of installed packages that are loaded; no others.
+    """
 
     blob_cache_bytes: Bytes = 64 << 30
     reserve_bytes: Bytes = 1 << 30
     log_bytes: Bytes = 50 << 20
     log_files: int = Field(5, ge=1)
     state_url: str = ""
+    command_modules: tuple[Name, ...] = ()

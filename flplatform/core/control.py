@@ -15,7 +15,8 @@ class SiteView:
     """One site as the server sees it now; times in seconds, monotonic differences.
 
     Attributes:
-        state: `live`, `expected` (presumed there after a server restart), `away`, or `disabled`.
+        state: `live`, `expected` (presumed there after a server restart), `stopped` (it said so),
+            `removed` (by an admin), `away` (lost, or not seen yet), or `disabled`.
         runs: for each run that the site reported: run, round, phase, seconds in it.
         last_seen_s: seconds since anything was heard; None if not since the server's start.
         certificate_days: days until its certificate expires; None while it is not there.
@@ -51,15 +52,19 @@ class RunView:
     """One run.
 
     Attributes:
-        status: deploying, training, validating, finished, failed or aborted.
+        status: prepared, deploying, training, validating, finished, failed or aborted.
         round, rounds: the last opened round and how many there will be.
         min_clients: quorum as it is now.
         waiting: sites whose answer the run waits for, in this phase.
         accepted: sites whose results are in, in this phase.
-        answers: target → `ok`, or why it declined; `…` while it has not answered.
+        answers: target → `ok`, why it declined or that it was withdrawn; `…` while it has not
+            answered.
         timers: what ends the wait → seconds from now.
         next_model: digest of the latest published model.
         metric, mode: the watched metric, empty for none; whether its `max` or `min` is best.
+        gpus: target → processes that it was told to start, where it was told a number.
+        phase: `round` while one is open; `score`, `submit` or `validate` while a gathering is.
+        results: results that the open round or gathering has accepted.
     """
 
     run: int
@@ -82,6 +87,9 @@ class RunView:
     submitter_organisation: str = ""
     metric: str = ""
     mode: str = "max"
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    phase: str = ""
+    results: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,13 @@ class RunsControl(Protocol):
             FLError: the order, the package or the job is refused, and why.
         """
 
+    async def add_targets(self, number: int, order: bytes, submitter: str) -> None:
+        """Have the sites of a signed start order join a run from its next round on.
+
+        Raises:
+            FLError: the order, the run or a site is refused, and why.
+        """
+
     async def abort(self, number: int, by: str) -> None:
         """End a run.
 
@@ -167,7 +182,8 @@ class RunsControl(Protocol):
         """Change a run's quorum; a round that can close now closes.
 
         Raises:
-            FLError: no such run, it has ended, or the number is out of bounds.
+            FLError: no such run, it has ended, the number is out of bounds, or the run's
+                aggregator cannot work with so few updates.
         """
 
     async def wait_ended(self, number: int) -> RunView:

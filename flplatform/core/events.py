@@ -56,6 +56,7 @@ class RunNumbered(Event):
     job_digest: str
     job_name: str
     submitter: str
+    organisation: str = ""
 
 
 class RunSummarised(Event):
@@ -66,6 +67,13 @@ class RunSummarised(Event):
     reason: str
     round: int
     rounds: int
+
+
+class RunDeleted(Event):
+    """An admin deleted an ended run: its blobs are freed, its number and its stream stay."""
+
+    run: int
+    by: str
 
 
 class SiteEnabled(Event):
@@ -79,6 +87,58 @@ class SiteDisabled(Event):
     """An admin barred a site from taking part."""
 
     site: str
+    by: str
+
+
+class NameRevoked(Event):
+    """An admin denied a name any part in the federation, or undid that."""
+
+    name: str
+    kind: Literal["site", "admin"]
+    order: str
+    """The signed denial, base64: sites verify it, the server carries it."""
+    by: str
+    undo: bool = False
+
+
+class JobStaged(Event):
+    """A packed job lies on the server under a name, in place of whatever had that name."""
+
+    name: str
+    job: JobSpec
+    job_blob: Blob
+    model: Blob
+    parameters: int
+    has_code: bool
+    by: str
+    organisation: str
+
+
+class JobUnstaged(Event):
+    """A staged job was given up; runs that it was deployed for keep it."""
+
+    name: str
+    by: str
+
+
+class RunReserved(Event):
+    """A run number was taken for a run that is prepared step by step."""
+
+    run: int
+    submission_id: str
+    """What the start order of this run must carry, so that starting twice is starting once."""
+    by: str
+    organisation: str
+
+
+class RunPrepared(Event):
+    """A staged job was deployed for a reserved run; the sites are all that have accepted it."""
+
+    run: int
+    job_name: str
+    job_blob: Blob
+    model: Blob
+    sites: tuple[str, ...]
     by: str
 
 
@@ -109,6 +169,23 @@ class SiteAnswered(Event):
     rule: str = ""
     reason: str = ""
     isolation: str = ""
+
+
+class SiteWithdrawn(Event):
+    """An admin ended the run at one site: it takes no part any more, what it gave stays."""
+
+    site: str
+    by: str
+    reason: str
+
+
+class TargetsAdded(Event):
+    """Sites joined the run: new ones, or such that had declined or were withdrawn."""
+
+    sites: tuple[str, ...]
+    order: str
+    """The signed start order that these sites verify, base64."""
+    by: str
 
 
 class DeployWaitOver(Event):
@@ -236,10 +313,12 @@ class RunEnded(Event):
 EVENTS: dict[tuple[str, int], type[Event]] = {
     (cls.__name__, cls.version): cls
     for cls in (
-        RunNumbered, RunSummarised, SiteEnabled, SiteDisabled, RunOpened, SiteAnswered,
+        RunNumbered, RunSummarised, RunDeleted, SiteEnabled, SiteDisabled, NameRevoked, RunOpened,
+        SiteAnswered,
         DeployWaitOver, StepStarted, RoundOpened, UpdateAccepted, ResultAccepted, TaskFailed,
         DeadlineExtended, RoundClosed, ModelPublished, ModelScored, GatherOpened, GatherClosed,
-        QuorumSet, RunEnded,
+        QuorumSet, RunEnded, SiteWithdrawn, TargetsAdded,
+        JobStaged, JobUnstaged, RunReserved, RunPrepared,
     )
 }  # fmt: skip
 """Every type and version that this release reads."""

@@ -46,13 +46,14 @@ class FailureArrived:
 
 @dataclass(frozen=True, slots=True)
 class AnswerArrived:
-    """A target accepted or declined the run."""
+    """A target accepted or declined the run, asked by `order`, base64."""
 
     site: str
     accepted: bool
     rule: str = ""
     reason: str = ""
     isolation: str = ""
+    order: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,32 @@ class SetQuorum:
 
 
 @dataclass(frozen=True, slots=True)
+class AddTargets:
+    """An admin has more sites join the run; `order` is their signed start, base64."""
+
+    sites: tuple[str, ...]
+    order: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """An admin ends the run at some sites only; at all that are left, it ends the run."""
+
+    sites: tuple[str, ...]
+    by: str
+    reason: str = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class AbortTasks:
+    """An admin gives up the open tasks of some sites; the sites stay in the run."""
+
+    sites: tuple[str, ...]
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Abort:
     """An admin ends the run."""
 
@@ -108,6 +135,9 @@ Input: TypeAlias = (
     | Aggregated
     | InstructionFailed
     | SetQuorum
+    | AddTargets
+    | Withdraw
+    | AbortTasks
     | Abort
 )
 
@@ -117,9 +147,10 @@ Input: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Deploy:
-    """Carry the signed start to a target that has not answered."""
+    """Carry the signed start, base64, to a target that has not answered."""
 
     site: str
+    order: str
 
 
 @dataclass(frozen=True, slots=True)

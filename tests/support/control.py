@@ -1,10 +1,12 @@
 """A federation in memory: what operators see and do, without a server behind it."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
+from flplatform.core.access import DenialView
 from flplatform.core.control import (
     MatrixView,
     RoundMetrics,
@@ -13,8 +15,13 @@ from flplatform.core.control import (
     SiteReply,
     SiteView,
 )
+from flplatform.core.diagnosis import Diagnosis
 from flplatform.core.errors import FailedPreconditionError, NotFoundError
+from flplatform.core.lineage import Lineage, Verified
 from flplatform.core.messages import ModelRef
+from tests.support.files import FakeFiles
+from tests.support.staging import FakeStaging
+from tests.support.logs import FakeLogs, FakeStats
 
 
 def site(name: str, organisation: str = "", **changes: Any) -> SiteView:
@@ -52,11 +59,129 @@ def run(number: int, **changes: Any) -> RunView:
         model_digest="blake3:" + "5" * 64,
         submitter_organisation="hub",
         metric="accuracy",
+        phase="round",
+        results=1,
     )
     return replace(view, **changes)
 
 
 ENDED = {"status": "finished", "ended": "2024-05-01T13:00:00.000Z", "reason": "all steps done"}
+
+
+@dataclass
+class FakeAccess:
+    """Implements `core.access.AccessControl`; it believes every order."""
+
+    views: list[DenialView] = field(default_factory=list)
+    certificates: dict[str, datetime] = field(default_factory=dict)
+    replies: dict[str, SiteReply] = field(default_factory=dict)
+    orders: list[tuple[bytes, str]] = field(default_factory=list)
+    carried: list[tuple[str, ...]] = field(default_factory=list)
+    outcome: tuple[str, str, bool] = ("site", "a", False)
+    refusal: Exception | None = None
+
+    def denials(self) -> list[DenialView]:
+        return self.views
+
+    def denied(self, kind: str, name: str, organisation: str) -> DenialView | None:
+        found = (each for each in self.views if (each.kind, each.name) == (kind, name))
+        return next((each for each in found if each.organisation in ("", organisation)), None)
+
+    async def deny(self, order: bytes, signer: str) -> tuple[str, str, bool]:
+        if self.refusal:
+            raise self.refusal
+        self.orders.append((order, signer))
+        return self.outcome
+
+    async def carry(self, sites: Sequence[str], timeout_s: float) -> dict[str, SiteReply]:
+        self.carried.append(tuple(sites))
+        silent = SiteReply("no_reply", message=f"no reply after {timeout_s:.1f} s")
+        return {site: self.replies.get(site, silent) for site in sites}
+
+    def site_certificates(self) -> Mapping[str, datetime]:
+        return self.certificates
+
+
+@dataclass
+class FakeDiagnosis:
+    """Implements `core.diagnosis.DiagnosisControl`: says what it was given."""
+
+    answers: dict[str | int | tuple[int, int], Diagnosis] = field(default_factory=dict)
+
+    def run(self, number: int) -> Diagnosis:
+        if number not in self.answers:
+            raise NotFoundError(f"there is no run {number}")
+        return self.answers[number]
+
+    def round(self, number: int, round_number: int) -> Diagnosis:
+        return self.answers[number, round_number]
+
+    def site(self, name: str) -> Diagnosis:
+        unknown = Diagnosis(f"{name} has never registered with this server", "never_registered")
+        return self.answers.get(name, unknown)
+
+
+@dataclass
+class FakeLineage:
+    """Implements `core.lineage.LineageControl`."""
+
+    answers: dict[int, Lineage] = field(default_factory=dict)
+    verified: list[Verified] = field(default_factory=list)
+
+    def lineage(self, number: int, round_number: int | None = None) -> Lineage:
+        if number not in self.answers:
+            raise NotFoundError(f"there is no run {number}")
+        found = self.answers[number]
+        wanted = tuple(
+            each for each in found.rounds if round_number is None or each.round <= round_number
+        )
+        return replace(found, rounds=wanted)
+
+    async def verify(self, number: int, rounds: tuple[int, ...]) -> AsyncIterator[Verified]:
+        for each in self.verified:
+            if each.round in rounds:
+                yield each
+
+
+@dataclass
+class FakeLifecycle:
+    """Implements `core.lifecycle.LifecycleControl`.
+
+    Attributes:
+        calls: everything that was done.
+        tasks: site -> open tasks; a site without is refused.
+        disabled: barred sites.
+        views: deleted runs.
+        on_withdraw: called after a withdrawal.
+    """
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    disabled: set[str] = field(default_factory=set)
+    views: list[RunView] = field(default_factory=list)
+    on_withdraw: Callable[[], None] = lambda: None
+
+    async def withdraw(self, number: int, sites: Sequence[str], by: str) -> None:
+        self.calls.append(("withdraw", number, tuple(sites), by))
+        self.on_withdraw()
+
+    async def abort_task(self, number: int, site: str, by: str) -> tuple[str, ...]:
+        if site not in self.tasks:
+            raise FailedPreconditionError(f"{site} has no open task in run {number}")
+        self.calls.append(("abort_task", number, site, by))
+        return self.tasks[site]
+
+    async def set_enabled(self, site: str, enabled: bool, by: str) -> bool:
+        self.calls.append(("set_enabled", site, enabled, by))
+        changed = enabled == (site in self.disabled)
+        (self.disabled.discard if enabled else self.disabled.add)(site)
+        return changed
+
+    async def delete(self, number: int, by: str) -> None:
+        self.calls.append(("delete", number, by))
+
+    def deleted(self) -> list[RunView]:
+        return self.views
 
 
 @dataclass
@@ -83,6 +208,14 @@ class FakeControl:
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     last_event: str = "run 3: round 7 opened with 2 sites"
+    access: FakeAccess = field(default_factory=FakeAccess)
+    staging: FakeStaging = field(default_factory=FakeStaging)
+    logs: FakeLogs = field(default_factory=FakeLogs)
+    stats: FakeStats = field(default_factory=FakeStats)
+    files: FakeFiles = field(default_factory=FakeFiles)
+    diagnosis: FakeDiagnosis = field(default_factory=FakeDiagnosis)
+    lineage: FakeLineage = field(default_factory=FakeLineage)
+    lifecycle: FakeLifecycle = field(default_factory=FakeLifecycle)
 
     def runs(self) -> list[RunView]:
         return [self.run_views[number] for number in sorted(self.run_views)]
@@ -93,7 +226,7 @@ class FakeControl:
         return self.run_views[number]
 
     def active_runs(self) -> list[int]:
-        return [view.run for view in self.runs() if not view.ended]
+        return [view.run for view in self.runs() if not view.ended and view.status != "prepared"]
 
     async def submit(self, order: bytes, submitter: str, min_clients: int | None) -> int:
         if self.refusal:
@@ -112,6 +245,10 @@ class FakeControl:
     def _active(self, number: int) -> None:
         if self.run(number).ended:
             raise FailedPreconditionError(f"run {number} has ended", rule="run_ended")
+
+    async def add_targets(self, number: int, order: bytes, submitter: str) -> None:
+        self._active(number)
+        self.calls.append(("add_targets", number, order, submitter))
 
     async def abort(self, number: int, by: str) -> None:
         self._active(number)

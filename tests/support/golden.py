@@ -13,8 +13,15 @@ from pathlib import Path
 from flplatform.core.events import (
     EVENTS,
     FEDERATION,
+    Blob,
     Event,
+    JobStaged,
+    JobUnstaged,
+    NameRevoked,
+    RunDeleted,
     RunNumbered,
+    RunPrepared,
+    RunReserved,
     RunSummarised,
     SiteDisabled,
     SiteEnabled,
@@ -23,7 +30,7 @@ from flplatform.core.events import (
 )
 from flplatform.core.messages import SUBMIT_MODEL
 from flplatform.core.ports import Row
-from tests.support.workflows import RUN, Played, digest
+from tests.support.workflows import RUN, Played, digest, job
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FIRST = GOLDEN / "run-0.1.jsonl"
@@ -49,6 +56,9 @@ def played() -> Played:
     run.publish()
     run.update("aachen", examples=30, accuracy=0.75, tested=30, loss=0.5)
     run.set_quorum(1)
+    run.add("delft")
+    run.accept("delft")
+    run.withdraw("delft")
     run.fail("cork", "OSError: no such dataset: heart")
     run.fire("wait")
     run.publish()
@@ -64,6 +74,33 @@ def played() -> Played:
     return run
 
 
+def steps() -> list[Event]:
+    """Stage a job, and prepare a run with it that is never started."""
+    package, model = Blob(digest=digest("job"), size=1000), Blob(digest=digest("model"), size=100)
+    return [
+        JobStaged(
+            name="heart",
+            job=job(rounds=3),
+            job_blob=package,
+            model=model,
+            parameters=14,
+            has_code=True,
+            by="lead",
+            organisation="hospital",
+        ),
+        RunReserved(run=RUN - 1, submission_id="5" * 32, by="lead", organisation="hospital"),
+        RunPrepared(
+            run=RUN - 1,
+            job_name="heart",
+            job_blob=package,
+            model=model,
+            sites=("aachen", "basel"),
+            by="lead",
+        ),
+        JobUnstaged(name="heart", by="lead"),
+    ]
+
+
 def rows() -> list[Row]:
     """Return the rows of both streams, as a store keeps them."""
     run = played()
@@ -72,12 +109,15 @@ def rows() -> list[Row]:
     federation = [
         SiteDisabled(site="basel", by="operator"),
         SiteEnabled(site="basel", by="operator"),
+        NameRevoked(name="dora", kind="site", order="c2lnbmVk", by="operator"),
+        *steps(),
         RunNumbered(
             run=RUN,
             submission_id=state.opened.submission_id,
             job_digest=digest("job"),
             job_name=state.job.name,
             submitter=state.opened.submitter,
+            organisation=state.opened.submitter_organisation,
         ),
         RunSummarised(
             run=RUN,
@@ -86,6 +126,7 @@ def rows() -> list[Row]:
             round=state.round,
             rounds=state.job.rounds,
         ),
+        RunDeleted(run=RUN, by="operator"),
     ]
     found = [*_stored(FEDERATION, federation), *_stored(run_stream(RUN), run.events)]
     missing = set(EVENTS) - {(row.type, row.version) for row in found}

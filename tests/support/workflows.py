@@ -24,6 +24,8 @@ from flplatform.core.messages import (
 )
 from flplatform.core.workflow import (
     Abort,
+    AbortTasks,
+    AddTargets,
     Aggregate,
     Aggregated,
     AnswerArrived,
@@ -39,6 +41,7 @@ from flplatform.core.workflow import (
     SetQuorum,
     TimerFired,
     Wake,
+    Withdraw,
 )
 
 RUN = 7
@@ -97,7 +100,6 @@ class Played:
 
     def __init__(self, sites: Iterable[str] = "abc", **fields: Any) -> None:
         opened = run_opened(sites, job(**fields))
-        self.sites = opened.sites
         self.roster = Roster(frozenset(opened.sites))
         self.events: list[Event] = [opened]
         self.state: RunState = replay(self.events)
@@ -130,6 +132,11 @@ class Played:
         assert bool(movers) != bool(self.state.ended), "a run that goes on never just waits"
 
     # ---- what can be seen ----
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every site that the run was ever meant for."""
+        return self.state.targets
 
     @property
     def pending(self) -> tuple[Instruction, ...]:
@@ -174,11 +181,12 @@ class Played:
 
     def accept(self, *sites: str) -> "Played":
         for site in sites or self.sites:
-            self.give(AnswerArrived(site, True))
+            self.give(AnswerArrived(site, True, order=self.state.order_of(site)))
         return self
 
     def decline(self, site: str, rule: str = "accept_jobs", reason: str = "not today") -> Events:
-        return self.give(AnswerArrived(site, False, rule, reason))
+        order = self.state.order_of(site)
+        return self.give(AnswerArrived(site, False, rule, reason, order=order))
 
     def roster_is(self, live: Iterable[str], disabled: Iterable[str] = ()) -> Events:
         self.roster = Roster(frozenset(live), frozenset(disabled))
@@ -264,6 +272,15 @@ class Played:
 
     def set_quorum(self, min_clients: int) -> Events:
         return self.give(SetQuorum(min_clients, "operator"))
+
+    def add(self, *sites: str, order: str = "another start") -> Events:
+        return self.give(AddTargets(sites, order, "operator"))
+
+    def withdraw(self, *sites: str) -> Events:
+        return self.give(Withdraw(sites, "operator", "withdrawn by operator"))
+
+    def abort_tasks(self, *sites: str) -> Events:
+        return self.give(AbortTasks(sites, "operator"))
 
     def abort(self) -> Events:
         return self.give(Abort("operator", "wrong data"))

@@ -1,8 +1,8 @@
 """A run: deploying, then the job's steps one after the other, then its one terminal event."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from flplatform.algorithms.workflows import cross_site_validation, scatter_gather
+from flplatform.algorithms.workflows import cross_site_validation, operator, scatter_gather
 from flplatform.algorithms.workflows.draft import Draft, Timers
 from flplatform.algorithms.workflows.state import (
     FAILED,
@@ -22,7 +22,6 @@ from flplatform.core.events import (
     DeployWaitOver,
     Event,
     ModelPublished,
-    QuorumSet,
     ResultAccepted,
     RunOpened,
     SiteAnswered,
@@ -30,9 +29,11 @@ from flplatform.core.events import (
     TaskFailed,
     UpdateAccepted,
 )
-from flplatform.core.messages import TRAIN, TaskId, TaskResult
+from flplatform.core.messages import TRAIN, Task, TaskId, TaskResult
 from flplatform.core.workflow import (
     Abort,
+    AbortTasks,
+    AddTargets,
     Aggregated,
     AnswerArrived,
     Deploy,
@@ -40,11 +41,13 @@ from flplatform.core.workflow import (
     Input,
     Instruction,
     InstructionFailed,
+    Offer,
     ResultArrived,
     Roster,
     SetQuorum,
     TimerFired,
     Wake,
+    Withdraw,
 )
 
 __all__ = ["classify", "decide", "evolve", "pending", "replay"]
@@ -74,9 +77,7 @@ def pending(state: RunState) -> tuple[Instruction, ...]:
     """Return what must be done now; the same state always asks for the same."""
     if state.ended:
         return ()
-    instructions: list[Instruction] = [
-        Deploy(site) for site in state.opened.sites if site not in state.answers
-    ]
+    instructions: list[Instruction] = [Deploy(site, state.order_of(site)) for site in state.awaited]
     if state.step < 0:
         instructions.append(
             scatter_gather.quorum_wake(state)
@@ -174,8 +175,9 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
                     traceback=failure.traceback,
                 )
             )
-        case AnswerArrived(site, accepted, rule, reason, isolation):
-            if state.ended or site in state.answers or site not in state.opened.sites:
+        case AnswerArrived(site, accepted, rule, reason, isolation, order):
+            # An answer may come after its site was withdrawn, or asked anew by another order.
+            if state.ended or site not in state.awaited or order != state.order_of(site):
                 return ()
             draft.emit(
                 SiteAnswered(
@@ -191,15 +193,16 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
         case InstructionFailed(_, error):
             if not state.ended:
                 draft.end("failed", error)
-        case SetQuorum(min_clients, by):
-            _check_quorum(state, min_clients)
-            if min_clients != state.min_clients:
-                draft.emit(QuorumSet(min_clients=min_clients, by=by))
+        case SetQuorum():
+            operator.set_quorum(draft, given)
+        case AddTargets():
+            operator.add_targets(draft, given)
+        case Withdraw():
+            operator.withdraw(draft, given, _offers(state))
+        case AbortTasks():
+            operator.abort_tasks(draft, given, _offers(state))
         case Abort(by, reason):
-            if state.ended:
-                raise FailedPreconditionError(
-                    f"run {state.run} has already {state.status}", rule="run_ended"
-                )
+            operator.demand_active(state)
             draft.end("aborted", reason, by)
         case TimerFired(timer_id):
             wakes = {item.id for item in pending(state) if isinstance(item, Wake)}
@@ -210,6 +213,10 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
                 draft.emit(DeployWaitOver())
     _advance(draft, fired)
     return tuple(draft.events)
+
+
+def _offers(state: RunState) -> list[Task]:
+    return [item.task for item in pending(state) if isinstance(item, Offer)]
 
 
 def _accept(task_id: TaskId, result: TaskResult) -> UpdateAccepted | ResultAccepted:
@@ -258,27 +265,6 @@ def _check_base(state: RunState, result: TaskResult) -> None:
         )
 
 
-def _check_quorum(state: RunState, min_clients: int) -> None:
-    if state.ended:
-        raise FailedPreconditionError(f"run {state.run} has {state.status}", rule="run_ended")
-    if not 1 <= min_clients <= len(state.opened.sites):
-        raise InvalidArgumentError(
-            f"is {min_clients}; run {state.run} has {len(state.opened.sites)} target sites",
-            field="min_clients",
-            hint=f"give 1 to {len(state.opened.sites)}",
-        )
-    reachable = len(state.opened.sites) - len(_declined(state))
-    current = state.open_round
-    if current and not current.closed:
-        reachable = min(reachable, current.possible)
-    if min_clients > reachable:
-        raise FailedPreconditionError(
-            f"run {state.run} would fail: now at most {reachable} updates can come together",
-            rule="quorum_unreachable",
-            hint=f"give 1 to {reachable}",
-        )
-
-
 def _advance(draft: Draft, fired: Timers) -> None:
     """Go on as far as the state and the roster allow."""
     while not draft.state.ended:
@@ -296,12 +282,11 @@ def _advance(draft: Draft, fired: Timers) -> None:
 
 def _deploy_done(draft: Draft, fired: Timers) -> bool:
     state = draft.state
-    declined = _declined(state)
-    if len(state.opened.sites) - len(declined) < state.min_clients:
+    if len(state.taking_part) < state.min_clients:
         draft.end(
             "failed",
-            f"quorum {state.min_clients} of {len(state.opened.sites)} cannot be reached: "
-            + _names(declined),
+            f"quorum {state.min_clients} of {len(state.targets)} cannot be reached: "
+            + _absences(state),
         )
         return False
     if scatter_gather.quorum_lost(draft, fired):
@@ -311,15 +296,15 @@ def _deploy_done(draft: Draft, fired: Timers) -> bool:
 
 def _all_heard(state: RunState) -> bool:
     """Return whether no answer is waited for any more: from here on only a quorum is."""
-    return state.deploy_wait_over or len(state.answers) == len(state.opened.sites)
+    return state.deploy_wait_over or not state.awaited
 
 
-def _declined(state: RunState) -> list[SiteAnswered]:
-    return [answer for answer in state.answers.values() if not answer.accepted]
-
-
-def _names(declined: Iterable[SiteAnswered]) -> str:
-    return "; ".join(
-        f"{answer.site} declined ({answer.rule or 'error'}: {answer.reason})"
-        for answer in sorted(declined, key=lambda answer: answer.site)
-    )
+def _absences(state: RunState) -> str:
+    """Say of each target that has no part any more why not."""
+    why = {
+        site: f"declined ({answer.rule or 'error'}: {answer.reason})"
+        for site, answer in state.answers.items()
+        if not answer.accepted
+    }
+    why |= {site: event.reason for site, event in state.withdrawn.items()}
+    return "; ".join(f"{site} {why[site]}" for site in sorted(why))

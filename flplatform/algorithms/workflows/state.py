@@ -1,8 +1,8 @@
 """The state of a run, as its events made it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from flplatform.core.events import (
     Blob,
@@ -20,12 +20,16 @@ from flplatform.core.events import (
     RunEnded,
     RunOpened,
     SiteAnswered,
+    SiteWithdrawn,
     StepStarted,
+    TargetsAdded,
     TaskFailed,
     UpdateAccepted,
 )
 from flplatform.core.job import JobSpec
 from flplatform.core.messages import TRAIN, TaskId
+
+T = TypeVar("T")
 
 Settled = tuple[int, str]
 """Round of the last settled task of a (site, kind), and the fingerprint of what settled it."""
@@ -76,7 +80,9 @@ class RunState:
     Attributes:
         opened: the run's first event.
         min_clients: quorum as it is now.
-        answers: target → its answer to the signed start.
+        answers: target → its answer to the signed start that it was last given.
+        added: target that joined later → its own signed start order, base64.
+        withdrawn: target at which an admin ended the run → how.
         step: index into the job's workflow; -1 while deploying.
         step_first_round: the number of rounds before the current step.
         round: number of the last opened round, 0 before the first.
@@ -93,6 +99,8 @@ class RunState:
     min_clients: int
     models: Mapping[int, Blob]
     answers: Mapping[str, SiteAnswered] = field(default_factory=dict)
+    added: Mapping[str, str] = field(default_factory=dict)
+    withdrawn: Mapping[str, SiteWithdrawn] = field(default_factory=dict)
     deploy_wait_over: bool = False
     step: int = -1
     step_first_round: int = 0
@@ -129,9 +137,37 @@ class RunState:
         return "training" if self.step_name == "scatter_gather" else "validating"
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """Every site that the run was ever meant for, in name order."""
+        return tuple(sorted({*self.opened.sites, *self.added}))
+
+    @property
+    def taking_part(self) -> frozenset[str]:
+        """Targets that have neither declined nor been withdrawn."""
+        return frozenset(
+            site
+            for site in self.targets
+            if site not in self.withdrawn
+            and (site not in self.answers or self.answers[site].accepted)
+        )
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """Targets whose answer to the signed start is still to come, in name order."""
+        return tuple(site for site in sorted(self.taking_part) if site not in self.answers)
+
+    @property
     def deployed(self) -> frozenset[str]:
-        """Targets that accepted the run."""
-        return frozenset(site for site, answer in self.answers.items() if answer.accepted)
+        """Targets that accepted the run and still have it."""
+        return frozenset(
+            site
+            for site, answer in self.answers.items()
+            if answer.accepted and site not in self.withdrawn
+        )
+
+    def order_of(self, site: str) -> str:
+        """Return the signed start order that a target verifies, base64."""
+        return self.added.get(site, self.opened.order)
 
     @property
     def model(self) -> Blob:
@@ -163,6 +199,15 @@ def evolve(state: RunState, event: Event) -> RunState:
     match event:
         case SiteAnswered():
             return replace(state, answers={**state.answers, event.site: event})
+        case SiteWithdrawn():
+            return replace(state, withdrawn={**state.withdrawn, event.site: event})
+        case TargetsAdded():
+            return replace(
+                state,
+                added={**state.added, **dict.fromkeys(event.sites, event.order)},
+                answers=_without(state.answers, event.sites),
+                withdrawn=_without(state.withdrawn, event.sites),
+            )
         case DeployWaitOver():
             return replace(state, deploy_wait_over=True)
         case StepStarted():
@@ -213,6 +258,10 @@ def gather_of(state: RunState, task_id: TaskId) -> Gather | None:
         if task_id.owner in opened.models if task_id.owner else opened.stage == "submit":
             return gather
     return None
+
+
+def _without(mapping: Mapping[str, T], keys: Collection[str]) -> dict[str, T]:
+    return {key: value for key, value in mapping.items() if key not in keys}
 
 
 def _round(state: RunState) -> OpenRound:

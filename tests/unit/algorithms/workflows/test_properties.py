@@ -5,6 +5,7 @@ from itertools import product
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -13,6 +14,7 @@ from flplatform.core.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
+    NotFoundError,
 )
 from flplatform.core.events import (
     Event,
@@ -27,6 +29,8 @@ from flplatform.core.events import (
     RunEnded,
     RunOpened,
     SiteAnswered,
+    SiteWithdrawn,
+    TargetsAdded,
     TaskFailed,
     UpdateAccepted,
     encode,
@@ -62,6 +66,7 @@ class Reader:
         self.opened = opened
         self.quorum = opened.min_clients
         self.models = {0: opened.initial_model}
+        self.targets = set(opened.sites)
         self.deployed: set[str] = set()
         self.settled: set[str] = set()
         self.scores: dict[int, float] = {}
@@ -78,7 +83,15 @@ class Reader:
         assert self.ended is None, "no event follows the terminal one"
         match item:
             case SiteAnswered():
+                assert item.site in self.targets - self.deployed
                 self.deployed |= {item.site} if item.accepted else set()
+            case SiteWithdrawn():
+                assert item.site in self.targets
+                self.targets.remove(item.site)
+                self.deployed.discard(item.site)
+            case TargetsAdded():
+                assert self.deployed.isdisjoint(item.sites)
+                self.targets |= set(item.sites)
             case QuorumSet():
                 self.quorum = item.min_clients
             case RoundOpened():
@@ -191,12 +204,18 @@ class Remembered(Played):
         super().__init__(sites, **fields)
         self.taken: list[ResultArrived | FailureArrived] = []
         self.latest: dict[tuple[str, str], TaskId] = {}
+        self.given_up: list[TaskId] = []
 
     def give(self, given: Input) -> Events:
         events = super().give(given)
         if events and isinstance(given, ResultArrived | FailureArrived):
             self.taken.append(given)
-            self.latest[given.task_id.site, given.task_id.kind] = given.task_id
+        for event in events:
+            if isinstance(event, UpdateAccepted | ResultAccepted | TaskFailed):
+                task_id = TaskId.parse(event.task_id)
+                self.latest[task_id.site, task_id.kind] = task_id
+                if not isinstance(given, ResultArrived | FailureArrived):
+                    self.given_up.append(task_id)
         return events
 
     def is_latest(self, task_id: TaskId) -> bool:
@@ -250,7 +269,10 @@ class Runs(RuleBasedStateMachine):
     @rule(site=any_site, accepted=st.sampled_from([True, True, True, False]))
     def answer(self, site, accepted):
         expected = site in self.run.deploys
-        assert bool(self.run.give(AnswerArrived(site, accepted, "policy"))) == expected
+        order = self.run.state.order_of(site)
+        assert self.run.give(AnswerArrived(site, accepted, order="an order of before")) == ()
+        given = AnswerArrived(site, accepted, "policy", order=order)
+        assert bool(self.run.give(given)) == expected
 
     @rule(steps=st.integers(1, 12))
     def all_goes_well(self, steps):
@@ -346,6 +368,54 @@ class Runs(RuleBasedStateMachine):
             return
         ended = self.run.state.ended
         assert ended == before or ended.status == "finished", "a command must not fail a run"
+
+    @rule(sites=st.sets(any_site, min_size=1, max_size=3))
+    def withdraw(self, sites):
+        taking_part = self.run.state.taking_part
+        kept = dict(self.run.state.open_round.accepted) if self.run.state.open_round else {}
+        if self.run.state.ended or not sites <= taking_part:
+            with pytest.raises((FailedPreconditionError, NotFoundError)):
+                self.run.withdraw(*sorted(sites))
+            return
+        self.run.withdraw(*sorted(sites))
+        assert not sites.intersection(task.id.site for task in self.run.offers)
+        assert not sites.intersection(self.run.deploys)
+        if sites == taking_part:
+            assert self.run.status == "aborted"
+        elif self.run.state.open_round:
+            assert kept.items() <= self.run.state.open_round.accepted.items()
+
+    @rule(sites=st.sets(any_site, min_size=1, max_size=3), order=st.integers())
+    def add_targets(self, sites, order):
+        state = self.run.state
+        if state.ended or sites & state.taking_part:
+            with pytest.raises((FailedPreconditionError, AlreadyExistsError)):
+                self.run.add(*sorted(sites))
+            return
+        self.run.add(*sorted(sites), order=str(order))
+        assert sites <= set(self.run.deploys)
+        assert not sites.intersection(task.id.site for task in self.run.offers)
+
+    @rule(site=any_site)
+    def abort_task(self, site):
+        mine = [task.id for task in self.run.offers if task.id.site == site]
+        if not mine:
+            with pytest.raises((FailedPreconditionError, NotFoundError)):
+                self.run.abort_tasks(site)
+            return
+        events = self.run.abort_tasks(site)
+        failed = [event.task_id for event in events if isinstance(event, TaskFailed)]
+        assert failed == [str(task_id) for task_id in mine]
+        assert site in self.run.state.taking_part
+
+    @precondition(lambda self: self.run.given_up)
+    @rule()
+    def finish_what_was_given_up(self):
+        task_id = self.random.choice(self.run.given_up)
+        late = result(self.run, task_id, "late")
+        error = AlreadyExistsError if self.run.is_latest(task_id) else FailedPreconditionError
+        with pytest.raises(error):
+            self.run.give(late)
 
     @rule(how=st.sampled_from(["not", "not", "not", "not", "abort", "break_down"]))
     def end(self, how):

@@ -401,7 +401,7 @@ def test_an_ended_run_takes_no_commands():
         run.set_quorum(1)
     with run.refused(FailedPreconditionError, "run_ended") as caught:
         run.abort()
-    assert f"run {RUN} has already finished" in str(caught.value)
+    assert f"run {RUN} has finished: all steps done" in str(caught.value)
 
 
 def test_an_ended_run_rests():

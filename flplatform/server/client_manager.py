@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from flplatform.core.errors import (
     NotFoundError,
@@ -16,6 +17,7 @@ from flplatform.core.errors import (
     UnauthenticatedError,
 )
 from flplatform.core.workflow import Roster
+from flplatform.security.denials import Denials
 from flplatform.security.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -66,8 +68,11 @@ class ClientManager:
 
     Attributes:
         disabled: sites that may register but take no part.
+        denials: names that are denied altogether.
         known: every site that has ever registered → its organisation.
         gone: known site that is not there → when it was last heard of, monotonic.
+        not_after: site that has registered since the start → when its certificate ends.
+        parted: site that left, not lost → how: `stopped` by itself, or `removed` by an admin.
     """
 
     max_clients: int
@@ -76,8 +81,11 @@ class ClientManager:
     changed: Callable[[Sequence[str]], None]
     token_s: float = TOKEN_LIFETIME_S
     disabled: set[str] = field(default_factory=set)
+    denials: Denials = field(default_factory=Denials)
     known: dict[str, str] = field(default_factory=dict)
     gone: dict[str, float] = field(default_factory=dict)
+    parted: dict[str, str] = field(default_factory=dict)
+    not_after: dict[str, datetime] = field(default_factory=dict)
     _clients: dict[str, Client] = field(default_factory=dict)
     _presumed: dict[str, float] = field(default_factory=dict)
 
@@ -104,7 +112,9 @@ class ClientManager:
         )
         self._presumed.pop(name, None)
         self.known[name] = identity.organisation
+        self.not_after[name] = identity.not_after
         self.gone.pop(name, None)
+        self.parted.pop(name, None)
         if came:
             log.info("%s registered from %s", name, peer)
             self.changed([name])
@@ -135,8 +145,8 @@ class ClientManager:
         client.reports = tuple(reports)
         client.token_since = self.clock()
 
-    def remove(self, name: str) -> None:
-        """Forget a site at once (it quit, or an admin removed it); it may register again.
+    def remove(self, name: str, how: str = "stopped") -> None:
+        """Forget a site at once (it `stopped`, or an admin `removed` it); it may register again.
 
         Raises:
             NotFoundError: no such site is registered.
@@ -144,7 +154,8 @@ class ClientManager:
         if self._clients.pop(name, None) is None and self._presumed.pop(name, None) is None:
             raise NotFoundError(f"no site {name!r} is registered")
         self.gone[name] = self.clock()
-        log.info("%s left", name)
+        self.parted[name] = how
+        log.info("%s %s", name, "has stopped" if how == "stopped" else f"was {how}")
         self.changed([name])
 
     def presume(self, names: Iterable[str]) -> None:
@@ -178,7 +189,15 @@ class ClientManager:
 
     def roster(self) -> Roster:
         """The sites as a decision sees them."""
-        return Roster(self.live(), frozenset(self.disabled))
+        return Roster(self.live(), self.barred())
+
+    def barred(self) -> frozenset[str]:
+        """Names of the sites that take no part: disabled ones, and those that are denied."""
+        names = {word.name for word in self.denials.in_force() if word.kind == "site"}
+        return frozenset(
+            self.disabled
+            | {name for name in names if self.denials.find("site", name, self.known.get(name, ""))}
+        )
 
     def get(self, name: str) -> Client | None:
         """Return a registered site."""

@@ -17,20 +17,30 @@ from flplatform.core.control import (
     SiteReply,
     SiteView,
 )
+from flplatform.core.diagnosis import DiagnosisControl
 from flplatform.core.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
+from flplatform.core.lineage import LineageControl
 from flplatform.core.messages import LAST_OWNER, ModelRef
 from flplatform.core.ports import BlobStore
-from flplatform.core.workflow import Abort, SetQuorum
+from flplatform.core.workflow import Abort
+from flplatform.files.counters import Counters
 from flplatform.files.modelfile import check_finite, load
 from flplatform.files.system import system_info
 from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.package import open_package
 from flplatform.security.signing import Signed, StartOrder, open_order
 from flplatform.server.client_manager import ClientManager
-from flplatform.server.ledger import RunSummary
+from flplatform.server.denials import DenialDesk
+from flplatform.server.file_tree import FileTree
+from flplatform.server.lifecycle import Lifecycle
+from flplatform.server.logs import RunLogs
+from flplatform.server.metric_log import METRICS, metric_file
 from flplatform.server.relay import RequestRelay
 from flplatform.server.run_actor import RunActor
+from flplatform.server.run_view import run_view
 from flplatform.server.runs import Runs
+from flplatform.server.staging import Staging
+from flplatform.server.stats import ServerStats
 from flplatform.server.validation import cross_validation
 
 
@@ -42,6 +52,10 @@ class Trusting(Protocol):
 
 class ServerControl:
     """Implements the Protocols of `core.control`; lives on the event loop."""
+
+    diagnosis: DiagnosisControl
+    lineage: LineageControl
+    """Set by the server: they explain what its other parts refuse."""
 
     def __init__(
         self,
@@ -64,14 +78,34 @@ class ServerControl:
         self._folder = folder
         self._end = end
         self._started = time.monotonic()
+        self.logs = RunLogs(runs.view)
+        relay.returned = self.logs.returned
+        self.counters = Counters()
+        self.stats = ServerStats(self.counters, runs, relay)
+        self.files = FileTree(runs, self.metrics, self.cross_validation)
         self._changed = asyncio.Event()
+        self.lifecycle = Lifecycle(
+            trust,
+            runs,
+            clients,
+            lambda: clients.known.keys() | clients.live(),
+            lambda run: metric_file(folder / METRICS, run).unlink(missing_ok=True),
+        )
+        self.access = DenialDesk(trust, runs, clients, relay)
+        self.staging = Staging(
+            trust, runs, blobs, self.submit, lambda *joining: self.add_targets(*joining)
+        )
 
     # ---- runs ----
 
     def runs(self) -> list[RunView]:
         """Return all runs, oldest first."""
         active = {actor.run: actor for actor in self._runs.active()}
-        return [_run_view(summary, active.get(summary.run)) for summary in self._runs.summaries()]
+        return [
+            run_view(summary, active.get(summary.run))
+            for summary in self._runs.summaries()
+            if not summary.deleted
+        ]
 
     def run(self, number: int) -> RunView:
         """Return one run.
@@ -79,9 +113,9 @@ class ServerControl:
         Raises:
             NotFoundError: no such run.
         """
-        actor = self._runs.view(number)
+        actor = None if number in self._runs.shelf.prepared else self._runs.view(number)
         summary = next(item for item in self._runs.summaries() if item.run == number)
-        return _run_view(summary, actor)
+        return run_view(summary, actor)
 
     def active_runs(self) -> list[int]:
         """Return the numbers of the runs that have not ended."""
@@ -109,8 +143,10 @@ class ServerControl:
             raise NotFoundError("the initial model was not uploaded", hint="submit the job again")
         model = self._blobs.path(package.model.digest)
         await asyncio.to_thread(lambda: check_finite(load(model), "initial model"))
+        for site in start.sites:
+            self.access.demand_site(site)
         known = [site.name for site in self.sites()]  # one that is away may come back
-        sites = resolve_sites(start.sites, known, frozenset(self._clients.disabled))
+        sites = resolve_sites(start.sites, known, self._clients.barred())
         return await self._runs.submit(
             package,
             identity,
@@ -120,6 +156,14 @@ class ServerControl:
             sites=sites,
             min_clients=min_clients,
         )
+
+    async def add_targets(self, number: int, order: bytes, submitter: str) -> None:
+        """Have the sites of a signed start order join a run, see `Lifecycle.add_targets`.
+
+        Raises:
+            FLError: the order, the run or a site is refused, and why.
+        """
+        await self.lifecycle.add_targets(number, order, submitter)
 
     async def abort(self, number: int, by: str) -> None:
         """End a run.
@@ -135,7 +179,7 @@ class ServerControl:
         Raises:
             FLError: no such run, it has ended, or the number is out of bounds.
         """
-        await self._runs.actor(number).tell(SetQuorum(min_clients, by))
+        await self.lifecycle.set_quorum(number, min_clients, by)
 
     async def wait_ended(self, number: int) -> RunView:
         """Return the run once it has ended."""
@@ -152,6 +196,8 @@ class ServerControl:
 
     def note_change(self) -> None:
         """Wake everybody who waits for a run to change."""
+        self.counters.add("appends")
+        self.logs.changed()
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -215,10 +261,11 @@ class ServerControl:
         """Return every site that has ever registered, in name order."""
         now = self._clients.clock()
         live, gone = self._clients.live(), self._clients.gone
-        views = []
+        views, barred = [], self._clients.barred()
         for name in sorted(live | self._clients.known.keys() | self._clients.disabled):
             client = self._clients.get(name)
-            state = "live" if client else "expected" if name in live else "away"
+            left = "revoked" if name in barred else self._clients.parted.get(name, "away")
+            state = "live" if client else "expected" if name in live else left
             heard = client.last_seen if client else gone.get(name)
             views.append(
                 SiteView(
@@ -259,7 +306,7 @@ class ServerControl:
         Raises:
             NotFoundError: no such site is registered.
         """
-        self._clients.remove(site)
+        self._clients.remove(site, "removed")
 
     # ---- server ----
 
@@ -288,61 +335,6 @@ class ServerControl:
 
 def _days_left(identity: Identity) -> float:
     return (identity.not_after - datetime.now(UTC)).total_seconds() / 86400
-
-
-def _run_view(summary: RunSummary, actor: RunActor | None) -> RunView:
-    view = RunView(
-        run=summary.run,
-        name=summary.name,
-        submitter=summary.submitter,
-        submitted=summary.submitted,
-        status=summary.status,
-        reason=summary.reason,
-        ended=summary.ended,
-        round=summary.round,
-        rounds=summary.rounds,
-    )
-    if actor is None:
-        return view
-    state = actor.state
-    waiting: set[str] = {site for site, tasks in actor.tasks.items() if tasks}
-    accepted: set[str] = set(state.open_round.accepted) if state.open_round else set()
-    for gather in state.gathers.values():
-        if not gather.closed:
-            accepted = {task_id.site for task_id in gather.results} - waiting
-    if state.step < 0:
-        waiting = set(state.opened.sites) - state.answers.keys()
-        accepted = set(state.deployed)
-    now = asyncio.get_running_loop().time()
-    ended = actor.times[-1] if state.ended else ""
-    return RunView(
-        run=summary.run,
-        name=summary.name,
-        submitter=summary.submitter,
-        submitted=summary.submitted,
-        status=state.status,
-        reason=state.ended.reason if state.ended else "",
-        ended=ended,
-        round=state.round,
-        rounds=state.job.rounds,
-        min_clients=state.min_clients,
-        targets=state.opened.sites,
-        waiting=tuple(sorted(waiting)),
-        accepted=tuple(sorted(accepted)),
-        answers={site: _answer(state.answers.get(site)) for site in state.opened.sites},
-        timers={wake: at - now for wake, at in actor.wakes_at.items()},
-        model_digest=state.model.digest,
-        best_round=state.best_round,
-        submitter_organisation=state.opened.submitter_organisation,
-        metric=state.job.watch.metric if state.job.watch else "",
-        mode=state.job.watch.mode if state.job.watch else "max",
-    )
-
-
-def _answer(answer: ev.SiteAnswered | None) -> str:
-    if answer is None:
-        return "…"
-    return "ok" if answer.accepted else f"declined: {answer.rule or 'error'}: {answer.reason}"
 
 
 def _metrics(actor: RunActor) -> list[RoundMetrics]:

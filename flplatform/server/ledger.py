@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flplatform.core import events as ev
 from flplatform.core.errors import AlreadyExistsError, ResourceExhaustedError
 from flplatform.core.ports import Row, StateStore
+from flplatform.core.staging import PREPARED
+from flplatform.security.denials import Denial, Denials, read_denial
 from flplatform.server.run_actor import RETRY_S, utc_now
+from flplatform.server.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,10 @@ class RunSummary:
     ended: str = ""
     round: int = 0
     rounds: int = 0
+    organisation: str = ""
+    sites: tuple[str, ...] = ()
+    deleted: str = ""
+    deleted_by: str = ""
 
 
 class Ledger:
@@ -39,15 +46,23 @@ class Ledger:
     Args:
         store: where the stream is.
         disabled: the names of barred sites, kept up to date.
+        denials: the denied names, kept up to date.
+
+    Attributes:
+        shelf: staged jobs and prepared runs.
     """
 
-    def __init__(self, store: StateStore, disabled: set[str]) -> None:
+    def __init__(
+        self, store: StateStore, disabled: set[str], denials: Denials | None = None
+    ) -> None:
+        self._denials = Denials() if denials is None else denials
         self._store = store
         self._disabled = disabled
         self._turn = asyncio.Lock()
         self._seq = 0
         self._summaries: dict[int, RunSummary] = {}
         self._submissions: dict[str, int] = {}
+        self.shelf = Shelf()
 
     def read(self) -> None:
         """Take in the stream, once.
@@ -58,6 +73,7 @@ class Ledger:
         for row in self._store.read(ev.FEDERATION):
             event = decode(row)
             self._seq = row.seq
+            self._note_step(event, row.time)
             match event:
                 case ev.RunNumbered():
                     self._enter(event, row.time)
@@ -74,6 +90,8 @@ class Ledger:
                     self._disabled.add(event.site)
                 case ev.SiteEnabled():
                     self._disabled.discard(event.site)
+                case ev.NameRevoked():
+                    self._denials.add(read_denial(event.order))
 
     # ---- what is known ----
 
@@ -90,6 +108,11 @@ class Ledger:
     def summaries(self) -> list[RunSummary]:
         """Return all runs, oldest first."""
         return list(self._summaries.values())
+
+    @property
+    def last(self) -> int:
+        """The highest number that was ever given; 0 for none."""
+        return max(self._summaries, default=0)
 
     def note(self, run: int, **changes: Any) -> None:
         """Bring a run's summary up to date; it is not stored."""
@@ -125,17 +148,23 @@ class Ledger:
             digest = opened.job_blob.digest
             if (known := self.submitted(opened.submission_id, digest)) is not None:
                 return known, None
-            run = max(self._summaries, default=0) + 1
+            prepared = self.shelf.of_submission(opened.submission_id)
+            if prepared is not None:
+                prepared.check(opened)
+            run = prepared.run if prepared else self.last + 1
             numbered = ev.RunNumbered(
                 run=run,
                 submission_id=opened.submission_id,
                 job_digest=digest,
                 job_name=opened.job.name,
                 submitter=opened.submitter,
+                organisation=opened.submitter_organisation,
             )
             event = opened.model_copy(update={"run": run})
             first = Row(ev.run_stream(run), 1, utc_now(), *ev.encode(event))
-            self._enter(numbered, await self._append(numbered, first))
+            time = await self._append(numbered, first)
+            self._note_step(numbered, time)
+            self._enter(numbered, time)
             self.note(run, rounds=opened.job.rounds)
             return run, first
 
@@ -164,6 +193,52 @@ class Ledger:
             await self._append(kind(site=site, by=by))
             (self._disabled.discard if enabled else self._disabled.add)(site)
 
+    async def step(self, decide: Callable[[], ev.Event | None]) -> None:
+        """Append what `decide`, called when it is this step's turn, says about jobs and runs.
+
+        Args:
+            decide: returns the event, None if nothing is to be done; raises FLError to refuse.
+
+        Raises:
+            FLError: refused.
+            ResourceExhaustedError: nothing can be stored.
+        """
+        async with self._turn:
+            if (event := decide()) is not None:
+                self._note_step(event, await self._append(event))
+
+    def _note_step(self, event: ev.Event, time: str) -> None:
+        self.shelf.apply(event, time)
+        match event:
+            case ev.RunReserved():
+                self._summaries[event.run] = RunSummary(
+                    run=event.run,
+                    name="",
+                    submitter=event.by,
+                    submission_id=event.submission_id,
+                    submitted=time,
+                    status=PREPARED,
+                    organisation=event.organisation,
+                )
+            case ev.RunPrepared():
+                self.note(event.run, name=event.job_name, sites=event.sites)
+            case ev.RunDeleted():
+                self.note(event.run, deleted=time, deleted_by=event.by)
+
+    async def deny(self, word: Denial) -> None:
+        """Deny a name, or undo that.
+
+        Raises:
+            ResourceExhaustedError: nothing can be stored.
+        """
+        async with self._turn:
+            await self._append(
+                ev.NameRevoked(
+                    name=word.name, kind=word.kind, order=word.to_text(), by=word.by, undo=word.undo
+                )
+            )
+            self._denials.add(word)
+
     async def _append(self, event: ev.Event, *more: Row) -> str:
         """Append an event, with rows of other streams; return its time."""
         row = Row(ev.FEDERATION, self._seq + 1, utc_now(), *ev.encode(event))
@@ -180,6 +255,7 @@ class Ledger:
             submission_id=event.submission_id,
             submitted=time,
             job_digest=event.job_digest,
+            organisation=event.organisation,
         )
 
 

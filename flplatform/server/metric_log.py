@@ -16,6 +16,15 @@ MAX_FILE_BYTES = 16 << 20
 MAX_BODY_BYTES = 64 << 10
 
 
+METRICS = "metrics"
+"""Folder of the files, in the server's state."""
+
+
+def metric_file(folder: Path, run: int) -> Path:
+    """Return the file with a run's points."""
+    return folder / f"run-{run}.jsonl"
+
+
 class MetricLog:
     """Takes results of topic `metrics`: `{run, round, name, value, step}` each.
 
@@ -47,7 +56,7 @@ class MetricLog:
             raise InvalidArgumentError("is not a metric point", field="body") from None
         if not self._takes_part(site, run):
             raise PermissionDeniedError(f"{site} has no part in run {run}", rule="own_runs_only")
-        path = self._folder / f"run-{run}.jsonl"
+        path = metric_file(self._folder, run)
         if path.exists() and path.stat().st_size > MAX_FILE_BYTES:
             self._dropped[run] += 1
             if self._dropped[run] == 1:

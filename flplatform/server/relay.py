@@ -6,16 +6,19 @@ outbox until the site names it as received, and until its reply came or its call
 
 import asyncio
 import json
+import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Never
 
 from flplatform.core.errors import NotFoundError
 from flplatform.rpc.v1 import federated_pb2 as pb
 
 MAX_OUTBOX = 1000
 MAX_BODY_BYTES = 1 << 20
+MAX_DEPTH = 32
+"""Of a reply's lists and objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,14 @@ class RequestRelay:
         self._closing = False
         self._boxes: dict[str, _Box] = {}
         self._waiters: dict[tuple[str, str], asyncio.Future[Reply]] = {}
+        self.posted = 0
+        self.returned: Callable[[str], None] = lambda _: None
+        """Told of each site that has registered, perhaps as a new process."""
+
+    @property
+    def outstanding(self) -> int:
+        """Requests without a reply yet."""
+        return len(self._waiters)
 
     def post(
         self, site: str, topic: str, *, signed: bytes = b"", body: Mapping[str, Any] | None = None
@@ -59,6 +70,7 @@ class RequestRelay:
             future.set_result(Reply("error", message=f"{MAX_OUTBOX} requests wait for {site}"))
             return future
         box.requests[request.id] = request
+        self.posted += 1
         box.arrived.set()
         key = (site, request.id)
         self._waiters[key] = future
@@ -73,6 +85,7 @@ class RequestRelay:
 
     def reset(self, site: str) -> None:
         """Send again what the site received and has not answered: it may have died since."""
+        self.returned(site)
         if box := self._boxes.get(site):
             box.requests = {**box.received, **box.requests}
             box.received = {}
@@ -156,13 +169,41 @@ def _body(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_BODY_BYTES:
         raise ValueError(f"{len(data)} bytes")
     try:
-        body = json.loads(data or b"{}", parse_constant=_refuse)
+        body = json.loads(
+            data or b"{}", parse_constant=_refuse, parse_float=_finite, parse_int=_int64
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(body, dict):
         raise ValueError("it is no object")
+    _check_depth(body)
     return body
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number")
+def _check_depth(body: dict[str, Any]) -> None:
+    """Refuse what is nested so deeply that whoever walks through it would run out of stack."""
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+def _int64(text: str) -> int:
+    """Read a whole number that no arithmetic with floats can fail on."""
+    return int(text) if len(text) <= 19 else _refuse(text)
+
+
+def _refuse(constant: str) -> Never:
+    raise ValueError(f"{constant:.20} is not a number that counts")

@@ -27,6 +27,7 @@ class Retention:
         active: returns the events of each run at work.
         ended: returns the numbers of all other runs.
         read: reads the events of such a run; it blocks, and raises FLError.
+        more: returns the digests of what else is needed.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class Retention:
         active: Callable[[], Mapping[int, Events]],
         ended: Callable[[], Iterable[int]],
         read: Callable[[int], Events],
+        more: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self._blobs = blobs
         self._active = active
         self._ended = ended
         self._read = read
+        self._more = more
         self._needed: dict[int, frozenset[str]] = {}
         self._uploads: dict[TaskId, str] = {}
         self._held: Counter[str] = Counter()
@@ -85,6 +88,7 @@ class Retention:
             return
         # From here on nothing is awaited, so that no reference can come up meanwhile.
         needed = {digest for run in self._ended() for digest in self._needed[run]}
+        needed |= set(self._more())
         for events in self._active().values():
             needed |= kept_blobs(events, freed_rounds(events))
         for digest in set(candidates) - needed - set(self._uploads.values()) - self._held.keys():
@@ -136,6 +140,8 @@ def kept_blobs(events: Events, freed_rounds: int | None) -> frozenset[str]:
                 kept |= {event.job_blob.digest, event.initial_model.digest}
             case ev.ModelPublished():
                 kept.add(event.model.digest)
+            case ev.GatherOpened():
+                kept |= {blob.digest for blob in event.models.values()}
             case ev.ResultAccepted() if event.digest:
                 kept.add(event.digest)
             case ev.UpdateAccepted() if freed_rounds is None or event.round > freed_rounds:

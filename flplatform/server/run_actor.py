@@ -6,7 +6,6 @@ hand, so that carrying them out twice, or again after a restart, changes nothing
 """
 
 import asyncio
-import base64
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -45,6 +44,10 @@ RETRY_S = 5.0
 """Pause before an instruction that failed for want of space is tried again."""
 
 
+DEPLOY = "deploy/"
+"""How the names of jobs begin that carry a signed start."""
+
+
 def utc_now() -> str:
     """Return the time in UTC, ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -56,8 +59,8 @@ class Hands(Protocol):
     def roster(self) -> Roster:
         """Return the sites as they are now."""
 
-    def deploy(self, site: str, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
-        """Carry the signed start to a site; the future resolves with the site's answer."""
+    def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
+        """Carry a signed start to its site; the future resolves with the site's answer."""
 
     async def aggregate(self, closed: ev.RoundClosed) -> ModelRef:
         """Compute and store the model of a closed round."""
@@ -99,6 +102,8 @@ class RunActor:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.wakes_at: dict[str, float] = {}
+        self.troubles: dict[str, tuple[str, str]] = {}
+        """What waits for space → since when (UTC), and the error."""
         self._loop_task: asyncio.Task[None] | None = None
         self._deciding: Sequence[_Letter] = ()
         self._stopped = False
@@ -194,9 +199,11 @@ class RunActor:
                 await asyncio.wrap_future(self._store.append(rows))
             except ResourceExhaustedError as error:
                 log.error("run %d: nothing can be stored: %s", self.run, error)
+                self._note_trouble("append", error)
                 for letter, _ in decided:
                     _fail(letter, error)
                 return
+            self.troubles.pop("append", None)
         self.state = state
         new = [event for _, events in decided for event in events]
         self.events.extend(new)
@@ -219,10 +226,14 @@ class RunActor:
         for wake in wakes.values():
             if wake.id not in self._timers:
                 self._arm(wake)
+        deploys = {_deploy_key(item): item for item in wanted if isinstance(item, Deploy)}
+        for key, job in self._jobs.items():
+            if key.startswith(DEPLOY) and key not in deploys:
+                job.cancel()  # its site has answered, was withdrawn or is asked anew
+        for key, deploy in deploys.items():
+            self._begin(key, partial(self._deploy, deploy))
         for item in wanted:
-            if isinstance(item, Deploy):
-                self._begin(f"deploy/{item.site}", partial(self._deploy, item.site))
-            elif isinstance(item, Aggregate):
+            if isinstance(item, Aggregate):
                 self._begin(item.id, partial(self._aggregate, item))
         if self.state.ended:
             for job in self._jobs.values():
@@ -262,6 +273,8 @@ class RunActor:
             del self._jobs[key]
             if not ended.cancelled() and (error := ended.exception()):
                 log.error("run %d: %s failed", self.run, key, exc_info=error)
+            if ended.cancelled() and key.startswith(DEPLOY) and not self._stopped:
+                self._perform()  # the same may be wanted again by now
 
         task.add_done_callback(done)
 
@@ -277,15 +290,16 @@ class RunActor:
         if isinstance(given, TimerFired):
             self._perform()  # re-arms a timer that changed nothing
 
-    async def _deploy(self, site: str) -> None:
-        reply = await self._hands.deploy(site, self.state.opened)
+    async def _deploy(self, item: Deploy) -> None:
+        reply = await self._hands.deploy(item, self.state.opened)
         await self._report(
             AnswerArrived(
-                site=site,
+                site=item.site,
                 accepted=reply.status == "ok",
                 rule=reply.rule,
                 reason=reply.message,
                 isolation=str(reply.body.get("isolation", ""))[:20],
+                order=item.order,
             )
         )
 
@@ -295,6 +309,7 @@ class RunActor:
                 model = await self._hands.aggregate(item.closed)
             except ResourceExhaustedError as error:
                 log.error("run %d: %s waits for space: %s", self.run, item.id, error)
+                self._note_trouble(item.id, error)
                 await asyncio.sleep(RETRY_S)
             except FLError as error:
                 return await self._report(InstructionFailed(item.id, f"aggregation: {error}"))
@@ -303,7 +318,12 @@ class RunActor:
                 what = f"aggregation: {type(error).__name__}: {error}"
                 return await self._report(InstructionFailed(item.id, what))
             else:
+                self.troubles.pop(item.id, None)
                 return await self._report(Aggregated(item.closed.round, model))
+
+    def _note_trouble(self, what: str, error: FLError) -> None:
+        since, _ = self.troubles.get(what, (utc_now(), ""))
+        self.troubles[what] = since, str(error)
 
 
 def _fail(letter: _Letter, error: Exception) -> None:
@@ -312,6 +332,5 @@ def _fail(letter: _Letter, error: Exception) -> None:
         letter.answer.exception()  # who asked may have left: nobody need look at it
 
 
-def start_order(opened: ev.RunOpened) -> bytes:
-    """Return the signed start order that a run's first event carries."""
-    return base64.b64decode(opened.order)
+def _deploy_key(item: Deploy) -> str:
+    return f"{DEPLOY}{item.site}/{hash(item.order)}"

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -23,17 +23,19 @@ from flplatform.core.job import check_targets
 from flplatform.core.messages import ModelRef, Task, TaskId
 from flplatform.core.model import Manifest
 from flplatform.core.ports import BlobStore, StateStore
-from flplatform.core.workflow import Input, Roster, RosterChanged
+from flplatform.core.workflow import Deploy, Input, Roster, RosterChanged
 from flplatform.files.modelfile import read_layout
+from flplatform.security.denials import Denial
 from flplatform.security.identity import Identity
 from flplatform.security.package import Package
 from flplatform.server.aggregation import aggregate_round
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.ledger import Ledger, RunSummary, decode
 from flplatform.server.relay import Reply, RequestRelay
-from flplatform.server.retention import Retention, old_updates
-from flplatform.server.run_actor import RunActor, start_order
-from flplatform.server.wording import describe
+from flplatform.server.retention import Retention, kept_blobs, old_updates
+from flplatform.server.run_actor import RunActor
+from flplatform.server.shelf import Shelf
+from flplatform.server.wording import describe, moment
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,9 @@ class Runs:
         relay: carries the signed start to the sites.
         workers: threads for aggregation.
         notify: called with the sites whose open tasks have changed.
+
+    Attributes:
+        retention: frees blobs that nothing needs.
     """
 
     def __init__(
@@ -74,13 +79,14 @@ class Runs:
         self._workers = workers
         self._notify = notify
         self._actors: dict[int, RunActor] = {}
-        self._ledger = Ledger(store, clients.disabled)
+        self._ledger = Ledger(store, clients.disabled, clients.denials)
         self._unreadable: dict[int, str] = {}
-        self._retention = Retention(
+        self.retention = Retention(
             blobs,
             lambda: {run: actor.events for run, actor in self._actors.items()},
-            lambda: [run for run in self._ledger.runs() if run not in self._actors],
+            self._ended_runs,
             self._read,
+            lambda: self._ledger.shelf.blobs(),
         )
         self._background: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -99,7 +105,7 @@ class Runs:
         """
         self._ledger.read()
         for summary in self._ledger.summaries():
-            if summary.ended:
+            if summary.ended or summary.deleted or summary.run in self._ledger.shelf.prepared:
                 continue
             try:
                 actor = self._load(summary.run)
@@ -120,6 +126,8 @@ class Runs:
                     actor.state.status,
                     actor.state.round,
                 )
+        if any(summary.deleted for summary in self._ledger.summaries()):
+            self._later(self._free_deleted())
 
     async def close(self) -> None:
         """Stop all deciders; what they decided is in the log."""
@@ -179,6 +187,8 @@ class Runs:
         Raises:
             FLError: the job cannot run here, and why.
         """
+        for who in (submitter, package.author):
+            self._clients.denials.demand(who)
         if (run := self.submitted(submission_id, blob.digest)) is not None:
             return run
         job = package.job
@@ -218,7 +228,7 @@ class Runs:
         return self._ledger.submitted(submission_id, job_digest)
 
     async def _open_run(self, opened: ev.RunOpened, manifest: Manifest) -> int:
-        with self._retention.hold(opened.job_blob.digest, opened.initial_model.digest):
+        with self.retention.hold(opened.job_blob.digest, opened.initial_model.digest):
             run, first = await self._ledger.number(opened)
             if first is not None:
                 self._start(RunActor([first], manifest, self._store, self))
@@ -231,6 +241,26 @@ class Runs:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return await asyncio.shield(task)
+
+    async def step(self, decide: Callable[[], ev.Event | None]) -> None:
+        """Append a step towards a run, see `Ledger.step`; free what it leaves without use."""
+        before = self.shelf.blobs()
+        await self._through(self._ledger.step(decide))
+        if over := before - self.shelf.blobs():
+            self._later(self.retention.free(over))
+
+    @property
+    def shelf(self) -> Shelf:
+        """Staged jobs and prepared runs."""
+        return self._ledger.shelf
+
+    def _ended_runs(self) -> list[int]:
+        active = self._actors.keys() | self.shelf.prepared.keys()
+        return [
+            summary.run
+            for summary in self._ledger.summaries()
+            if summary.run not in active and not summary.deleted
+        ]
 
     # ---- finding and feeding ----
 
@@ -277,18 +307,30 @@ class Runs:
         return self._recent[run]
 
     def _demand_readable(self, run: int) -> None:
+        if run in self._ledger and (summary := self._ledger[run]).deleted:
+            raise NotFoundError(
+                f"run {run} was deleted by {summary.deleted_by} on {moment(summary.deleted)}",
+                rule="run_deleted",
+            )
+        self._ledger.shelf.demand_begun(run)
         if run in self._unreadable:
             raise UnavailableError(f"run {run} stays as it is: {self._unreadable[run]}")
 
-    def ended(self, run: int) -> str:
-        """Return how a run ended; empty while it is not over; `unknown` if it never was."""
-        if run in self._actors or run in self._unreadable:
+    def ended(self, run: int, site: str = "") -> str:
+        """Return how a run ended; empty while it is not over; `unknown` if it never was.
+
+        For a site that has no part in a run at work, although it was a target once, it is over.
+        """
+        state = self._actors[run].state if run in self._actors else None
+        if state and site in state.targets and site not in state.taking_part:
+            return "withdrawn" if site in state.withdrawn else "declined"
+        if run in self._actors or run in self._unreadable or run in self._ledger.shelf.prepared:
             return ""
         return self._ledger[run].status if run in self._ledger else "unknown"
 
     def tasks_of(self, site: str) -> list[Task]:
         """Return every open task of a site, in run order."""
-        if site in self._clients.disabled:
+        if site in self._clients.barred():
             return []
         return [task for actor in self.active() for task in actor.tasks.get(site, {}).values()]
 
@@ -326,26 +368,26 @@ class Runs:
             )
 
     def takes_part(self, site: str, run: int) -> bool:
-        """Return whether a site is a target of a run at work."""
-        return run in self._actors and site in self._actors[run].state.opened.sites
+        """Return whether a site has a part in a run at work."""
+        return run in self._actors and site in self._actors[run].state.taking_part
 
     def note_upload(self, task_id: TaskId, digest: str) -> None:
         """Keep a checked upload for its task; what it takes the place of is freed."""
-        over = self._retention.uploaded(task_id, digest)
+        over = self.retention.uploaded(task_id, digest)
         actor = self._actors.get(task_id.run)
         if actor is None or str(task_id) not in actor.tasks.get(task_id.site, {}):
             over |= self._settle_uploads(task_id.run)
         if over:
-            self._later(self._retention.free(over))
+            self._later(self.retention.free(over))
 
     def has_upload(self, task_id: TaskId, digest: str) -> bool:
         """Return whether this blob was uploaded, and checked, for this task."""
-        return self._retention.has_upload(task_id, digest)
+        return self.retention.has_upload(task_id, digest)
 
     def _settle_uploads(self, run: int) -> set[str]:
         actor = self._actors.get(run)
         tasks = actor.tasks.values() if actor else ()
-        return self._retention.settle(run, {key for mine in tasks for key in mine})
+        return self.retention.settle(run, {key for mine in tasks for key in mine})
 
     def readable(self, site: str, digest: str) -> bool:
         """Return whether a site may download a blob: the package or a task's model of its run."""
@@ -356,7 +398,7 @@ class Runs:
                 for task in actor.tasks.get(site, {}).values()
             )
             for actor in self.active()
-            if site in actor.state.opened.sites
+            if site in actor.state.taking_part
         )
 
     async def set_enabled(self, site: str, enabled: bool, by: str) -> None:
@@ -366,6 +408,19 @@ class Runs:
             ResourceExhaustedError: nothing can be stored.
         """
         await self._through(self._set_enabled(site, enabled, by))
+
+    async def deny(self, word: Denial) -> None:
+        """Deny a name, or undo that; remembered over restarts.
+
+        Raises:
+            ResourceExhaustedError: nothing can be stored.
+        """
+        await self._through(self._ledger.deny(word))
+
+    def site_changed(self, site: str) -> None:
+        """Have runs and the site's waiting calls reconsider what it may do."""
+        self.roster_changed([site])
+        self._notify({site})
 
     async def _set_enabled(self, site: str, enabled: bool, by: str) -> None:
         await self._ledger.set_enabled(site, enabled, by)
@@ -379,20 +434,72 @@ class Runs:
         for actor in self.active():
             self._later(_quietly(actor))
 
+    # ---- the end of a run's life ----
+
+    async def delete(self, run: int, by: str) -> None:
+        """Delete a run that is over or has not begun: what it alone needs is freed.
+
+        Its number stays taken and its events stay, for the lineage of models made from its own.
+
+        Raises:
+            NotFoundError: no such run, or it was deleted before.
+            FailedPreconditionError: it is at work.
+            FLError: its log cannot be read, or nothing can be stored.
+        """
+        if run in self.shelf.prepared:
+            await self.step(lambda: self._drop(run, by))
+            return
+        self._demand_ended(run)
+        events = await asyncio.to_thread(self._read, run)
+        await self._through(self._delete(run, by, kept_blobs(events, None)))
+
+    def _drop(self, run: int, by: str) -> ev.Event:
+        if run not in self.shelf.prepared:  # a start was faster
+            raise FailedPreconditionError(f"run {run} has begun", rule="run_ended")
+        return ev.RunDeleted(run=run, by=by)
+
+    async def _delete(self, run: int, by: str, blobs: Collection[str]) -> None:
+        def decide() -> ev.Event:
+            self._demand_ended(run)
+            return ev.RunDeleted(run=run, by=by)
+
+        await self._ledger.step(decide)
+        log.info("run %d deleted by %s", run, by)
+        self._recent.pop(run, None)
+        await self.retention.free(blobs)
+
+    def _demand_ended(self, run: int) -> None:
+        try:
+            self.actor(run)
+        except FailedPreconditionError:
+            if self._ledger[run].ended:
+                return
+        status = self._ledger[run].status
+        raise FailedPreconditionError(f"run {run} is {status}", rule="run_ended")
+
+    async def _free_deleted(self) -> None:
+        """Free what a process that ended early has left of deleted runs."""
+        left: set[str] = set()
+        for summary in self._ledger.summaries():
+            if summary.deleted:
+                left |= kept_blobs(await asyncio.to_thread(self._read, summary.run), None)
+        await self.retention.free(left)
+
     # ---- hands (see run_actor.Hands) ----
 
     def roster(self) -> Roster:
         """Return the sites as they are now."""
         return self._clients.roster()
 
-    def deploy(self, site: str, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
-        """Carry the signed start to a site."""
+    def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
+        """Carry a signed start to its site."""
         body: Mapping[str, Any] = {
             "run": opened.run,
             "digest": opened.job_blob.digest,
             "size": opened.job_blob.size,
         }
-        return self._relay.post(site, "start", signed=start_order(opened), body=body)
+        signed = base64.b64decode(item.order)
+        return self._relay.post(item.site, "start", signed=signed, body=body)
 
     async def aggregate(self, closed: ev.RoundClosed) -> ModelRef:
         """Compute and store the model of a closed round; a function of the event alone."""
@@ -405,6 +512,18 @@ class Runs:
         return await asyncio.to_thread(
             aggregate_round, self._blobs, contributions, base, aggregator, self._workers
         )
+
+    async def aggregate_again(self, closed: ev.RoundClosed, published: str) -> ModelRef:
+        """Compute the model of a closed round once more; another one than `published` is freed.
+
+        Raises:
+            NotFoundError: an update or the base model has been freed.
+            FLError: it cannot be computed.
+        """
+        model = await self.aggregate(closed)
+        if model.digest != published:
+            await self.retention.free({model.digest})
+        return model
 
     def tasks_changed(self, sites: set[str]) -> None:
         """Tell waiting sites that their open tasks have changed."""
@@ -426,9 +545,11 @@ class Runs:
         if ended or any(isinstance(event, ev.ModelPublished) for event in events):
             over |= old_updates(actor.events)
         if over:
-            self._later(self._retention.free(over))
+            self._later(self.retention.free(over))
+        left = {event.site for event in events if isinstance(event, ev.SiteWithdrawn)}
+        if ended or left:
+            self._notify(set(actor.state.targets) if ended else left)
         if ended:
-            self._notify(set(actor.state.opened.sites))
             self._later(self._retire(actor))
         self.changed()
 

@@ -14,18 +14,23 @@ from datetime import UTC, datetime
 
 from grpc import aio
 
-from flplatform.core.errors import FLError, UnauthenticatedError
+from flplatform.core.errors import FLError, PermissionDeniedError, UnauthenticatedError
+from flplatform.files.counters import watch_loop
 from flplatform.files.durable import write_atomic
 from flplatform.rpc.interceptors import Caller, Guard
 from flplatform.rpc.serving import make_server, serve
 from flplatform.rpc.streams import BlobService, Slots
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
-from flplatform.security.audit import AuditLog
+from flplatform.security.audit import AuditLog, KitSeal
+from flplatform.security.denials import Denials
 from flplatform.security.identity import Identity, Kind, TrustStore, identity_of
 from flplatform.security.kit import Kit
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.control import ServerControl
-from flplatform.server.metric_log import MetricLog
+from flplatform.server.diagnosis import Diagnostics
+from flplatform.server.lineage import Lineages
+from flplatform.server.metric_log import METRICS, MetricLog
+from flplatform.server.refusals import Refusals
 from flplatform.server.relay import RequestRelay
 from flplatform.server.runs import Runs
 from flplatform.server.servicers import (
@@ -53,8 +58,9 @@ FATAL_EXIT = 70
 class Trust:
     """The trust store of now: revocation lists are read again while the server runs."""
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, denials: Denials | None = None) -> None:
         self._kit = kit
+        self._denials = Denials() if denials is None else denials
         self.store: TrustStore = kit.trust
 
     def identify(self, kind: Kind, certificate: bytes) -> Identity:
@@ -62,6 +68,7 @@ class Trust:
 
         Raises:
             UnauthenticatedError: of another kind or project, revoked or expired.
+            PermissionDeniedError: its name is denied.
         """
         identity = identity_of(certificate)
         if identity.kind != kind or identity.project != self.store.project:
@@ -69,6 +76,7 @@ class Trust:
                 f"{identity.uri} is no {kind} of project {self.store.project!r}", rule="identity"
             )
         self.store.check(identity, datetime.now(UTC))
+        self._denials.demand(identity)
         return identity
 
     async def keep_fresh(self) -> None:
@@ -101,14 +109,15 @@ class FederatedServer:
         limits = kit.server.limits
         folder = kit.state_folder()
         self.kit = kit
-        self.trust = Trust(kit)
+        self.denials = Denials()
+        self.trust = Trust(kit, self.denials)
         self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="blob")
         resources = kit.local.resources
         self.store = SqlStateStore(resources.state_url or folder / "events.db", self._on_fatal)
         self.blobs = FileBlobStore(
             folder / "blobs", max(limits.reserve_bytes, resources.reserve_bytes)
         )
-        self.audit = AuditLog(folder / "audit.jsonl", kit.identity.name)
+        self.audit = AuditLog(folder / "audit.jsonl", kit.identity.name, seal=KitSeal(kit))
         self.relay = RequestRelay()
         self.clients = ClientManager(
             limits.max_clients,
@@ -116,12 +125,16 @@ class FederatedServer:
             time.monotonic,
             self._clients_changed,
             limits.token_s,
+            denials=self.denials,
         )
         self.runs = Runs(
             self.store, self.blobs, self.clients, self.relay, self.workers, self._notify
         )
+        self.refusals = Refusals()
         processors = ResultProcessors([ModelResultProcessor(), ValidateResultProcessor()])
-        self.training = TrainingService(self.runs, self.blobs, processors, limits.waiting_call_s)
+        self.training = TrainingService(
+            self.runs, self.blobs, processors, limits.waiting_call_s, self.refusals.note
+        )
         self.control = ServerControl(
             identity=kit.identity,
             trust=self.trust,
@@ -132,8 +145,12 @@ class FederatedServer:
             folder=folder,
             end=end,
         )
+        self.control.diagnosis = Diagnostics(
+            self.runs, self.clients, self.control.sites, self.refusals, limits.heartbeat_s
+        )
+        self.control.lineage = Lineages(self.runs)
         self.runs.changed = self.control.note_change
-        self._metrics = MetricLog(folder / "metrics", self.runs.takes_part)
+        self._metrics = MetricLog(folder / METRICS, self.runs.takes_part)
         self._server: aio.Server | None = None
         self._watch_wanted = asyncio.Event()
         self._sites_wanted = asyncio.Event()
@@ -181,7 +198,8 @@ class FederatedServer:
         """
         limits = self.kit.server.limits
         self.runs.open()
-        guard = Guard(self._identify, self._check_token, FL_RULES, self.note_refusal)
+        counters = self.control.counters
+        guard = Guard(self._identify, self._check_token, FL_RULES, self.note_refusal, counters.took)
         slots = Slots(limits.transfer_slots_per_site, limits.transfer_slots)
         transfers = BlobService(
             self.blobs,
@@ -190,15 +208,26 @@ class FederatedServer:
             slots,
             self.workers,
             self.training.note_upload,
+            lambda who, task_id, error: self.refusals.note(who.identity.name, task_id, error),
+            counters.add,
         )
         self._server = make_server(guard, limits.max_connection_age_s)
         self._server.add_generic_rpc_handlers((transfers.handler(),))
         pb_grpc.add_FederatedTrainingServicer_to_server(
-            FederatedTrainingServicer(self.clients, self.relay, self.training, limits.heartbeat_s),
+            FederatedTrainingServicer(
+                self.clients,
+                self.relay,
+                self.training,
+                limits.heartbeat_s,
+                self.refusals.note,
+                lambda site: self.control.access.send(site),
+            ),
             self._server,
         )
         pb_grpc.add_AdminCommunicatingServicer_to_server(
-            AdminCommunicatingServicer(self.relay, self._metrics, limits.waiting_call_s),
+            AdminCommunicatingServicer(
+                self.relay, (self._metrics, self.control.logs), limits.waiting_call_s
+            ),
             self._server,
         )
         self.port = await serve(
@@ -212,6 +241,8 @@ class FederatedServer:
             asyncio.create_task(self._watch_clients(), name="watch clients"),
             asyncio.create_task(self.trust.keep_fresh(), name="reload trust"),
             asyncio.create_task(self._keep_sites(), name="remember sites"),
+            asyncio.create_task(watch_loop(counters.took), name="watch the loop"),
+            asyncio.create_task(self.control.staging.keep_clean(), name="collect uploads"),
         ]
 
     async def stop(self) -> None:
@@ -229,7 +260,13 @@ class FederatedServer:
         self.audit.close()
 
     def _identify(self, certificate: bytes) -> Identity:
-        return self.trust.identify("site", certificate)
+        try:
+            return self.trust.identify("site", certificate)
+        except (UnauthenticatedError, PermissionDeniedError) as error:
+            identity = identity_of(certificate)  # TLS has checked who issued it
+            if identity.kind == "site" and identity.project == self.kit.identity.project:
+                self.refusals.note(identity.name, "certificate", error)
+            raise
 
     def _check_token(self, caller: Caller) -> None:
         self.clients.check_token(caller.identity, caller.token)
@@ -239,6 +276,8 @@ class FederatedServer:
         if isinstance(error, UnauthenticatedError) and error.rule == "token":
             log.debug("%s: %s", method, error)  # every site does this once after a restart
             return
+        if name and method in FL_RULES:
+            self.refusals.note(name, method, error)
         actor = {"name": name or "unknown", "role": "", "peer": peer}
         try:
             self.audit.record(actor, method, "refused", reason=str(error))

@@ -2,16 +2,16 @@
 
 import math
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
-from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
+from flplatform.core.errors import FailedPreconditionError, FLError, InvalidArgumentError
 from flplatform.rpc.channel import CHUNK_BYTES
 from flplatform.rpc.interceptors import Rule, caller
 from flplatform.rpc.streams import DOWNLOAD, UPLOAD
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.server.client_manager import ClientManager, RunReport
-from flplatform.server.metric_log import MetricLog
 from flplatform.server.relay import RequestRelay
 from flplatform.server.training import TrainingService
 
@@ -44,7 +44,11 @@ class FederatedTrainingServicer(pb_grpc.FederatedTrainingServicer):
         relay: RequestRelay,
         training: TrainingService,
         heartbeat_s: float,
+        refused: Callable[[str, str, FLError], None] = lambda *_: None,
+        registered: Callable[[str], object] = lambda _: None,
     ) -> None:
+        self._refused = refused
+        self._registered = registered
         self._clients = clients
         self._relay = relay
         self._training = training
@@ -52,6 +56,13 @@ class FederatedTrainingServicer(pb_grpc.FederatedTrainingServicer):
 
     async def Register(self, request: pb.RegisterRequest, _context: Any) -> pb.RegisterReply:
         """Admit the calling site."""
+        try:
+            return self._register(request)
+        except FLError as error:
+            self._refused(caller().identity.name, "Register", error)
+            raise
+
+    def _register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
         if request.protocol != PROTOCOL:
             raise FailedPreconditionError(
                 f"this server speaks protocol {PROTOCOL}, the site {request.protocol}",
@@ -63,6 +74,7 @@ class FederatedTrainingServicer(pb_grpc.FederatedTrainingServicer):
             me.identity, me.peer, request.version[:50], request.isolation[:20]
         )
         self._relay.reset(me.identity.name)
+        self._registered(me.identity.name)
         return pb.RegisterReply(
             token=token,
             heartbeat_s=self._heartbeat_s,
@@ -125,13 +137,36 @@ class FederatedTrainingServicer(pb_grpc.FederatedTrainingServicer):
         return pb.SubmitResultReply(outcome=outcome)
 
 
-class AdminCommunicatingServicer(pb_grpc.AdminCommunicatingServicer):
-    """Requests to sites and what comes back."""
+class SiteResultProcessor(Protocol):
+    """Takes asynchronous results of one topic."""
 
-    def __init__(self, relay: RequestRelay, metrics: MetricLog, wait_s: float) -> None:
+    @property
+    def topic(self) -> str:
+        """The topic."""
+
+    def process(self, site: str, body: bytes) -> None:
+        """Take one result of a site; it is untrusted.
+
+        Raises:
+            FLError: refused.
+        """
+
+
+class AdminCommunicatingServicer(pb_grpc.AdminCommunicatingServicer):
+    """Requests to sites and what comes back.
+
+    Args:
+        relay: holds the requests.
+        processors: take asynchronous results, each those of its topic.
+        wait_s: how long a waiting call waits.
+    """
+
+    def __init__(
+        self, relay: RequestRelay, processors: Iterable[SiteResultProcessor], wait_s: float
+    ) -> None:
         self._wait_s = wait_s
         self._relay = relay
-        self._processors = {metrics.topic: metrics}
+        self._processors = {processor.topic: processor for processor in processors}
 
     async def Retrieve(self, request: pb.RetrieveRequest, _context: Any) -> pb.RetrieveReply:
         """Wait for requests to the calling site."""

@@ -1,12 +1,13 @@
 """What the FL port does: hand out tasks, take results, admit the bytes behind them."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from flplatform.core.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
+    FLError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
@@ -105,11 +106,18 @@ class TrainingService:
 
     Args:
         wait_s: a waiting call returns empty after so long.
+        refused: told of each result that is refused: (site, task id, error).
     """
 
     def __init__(
-        self, runs: Runs, blobs: BlobStore, processors: ResultProcessors, wait_s: float
+        self,
+        runs: Runs,
+        blobs: BlobStore,
+        processors: ResultProcessors,
+        wait_s: float,
+        refused: Callable[[str, str, FLError], None] = lambda *_: None,
     ) -> None:
+        self._refused = refused
         self._wait_s = wait_s
         self._runs = runs
         self._blobs = blobs
@@ -141,7 +149,7 @@ class TrainingService:
         while True:
             event.clear()
             tasks = self._runs.tasks_of(site)
-            ended = {run: status for run in runs if (status := self._runs.ended(run))}
+            ended = {run: status for run in runs if (status := self._runs.ended(run, site))}
             over = self._closing or loop.time() >= deadline
             if over or ended or {str(task.id) for task in tasks} != set(held):
                 return tasks, ended
@@ -158,6 +166,13 @@ class TrainingService:
             PermissionDeniedError: the task is another site's.
             FLError: refused, and why; nothing has changed.
         """
+        try:
+            return await self._submit_result(site, request)
+        except FLError as error:
+            self._refused(site, request.task_id, error)
+            raise
+
+    async def _submit_result(self, site: str, request: pb.SubmitResultRequest) -> str:
         task_id = TaskId.parse(request.task_id)
         if task_id.site != site:
             raise PermissionDeniedError(

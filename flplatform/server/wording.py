@@ -3,6 +3,11 @@
 from flplatform.core import events as ev
 
 
+def moment(time: str) -> str:
+    """Say a UTC time of the log to the second."""
+    return f"{time[:19].replace('T', ' ')} UTC"
+
+
 def describe(event: ev.Event) -> str:
     """Say an event in one line, for logs and the toolbar."""
     match event:
@@ -10,6 +15,18 @@ def describe(event: ev.Event) -> str:
             return f"{site} accepted"
         case ev.SiteAnswered(site=site):
             return f"{site} declined ({event.rule}): {event.reason}"
+        case ev.RunOpened():
+            return f"opened by {event.submitter} for {len(event.sites)} sites"
+        case ev.DeployWaitOver():
+            return "deploy_wait_s is over: who has not answered is not waited for"
+        case ev.DeadlineExtended():
+            return f"the deadline of round {event.round} passed and was extended"
+        case ev.GatherOpened():
+            return f"{event.stage} opened with {len(event.participants)} sites"
+        case ev.SiteWithdrawn():
+            return f"{event.site} {event.reason}"
+        case ev.TargetsAdded():
+            return f"{', '.join(event.sites)} added by {event.by}"
         case ev.StepStarted():
             return f"{event.step} started"
         case ev.RoundOpened():

@@ -162,6 +162,7 @@ class FileBlobStore:
         self, transfer_id: str, blob: ModelRef, manifest: Manifest | None
     ) -> "_FileWriter":
         path = self.path(blob.digest)
+        os.utime(path)  # it is as new as this upload, to whoever collects what is old and unused
         size = path.stat().st_size
         if size != blob.size:
             raise InvalidArgumentError(

@@ -224,3 +224,18 @@ def test_who_has_gone_is_still_known(scene: Scene) -> None:
     assert scene.clients.gone == {"a": 1010.0, "b": 1000.0}, "when they were last heard of"
     scene.register("b")
     assert set(scene.clients.gone) == {"a"}
+
+
+def test_who_left_on_purpose_is_told_from_who_was_lost(scene: Scene) -> None:
+    for name in ("stops", "removed"):
+        scene.register(name)
+    scene.clock.now += 30.0
+    scene.register("lost")
+    scene.clients.remove("stops")
+    scene.clients.remove("removed", "removed")
+    scene.clock.now += 60.0
+    scene.clients.expire()
+    assert scene.clients.parted == {"stops": "stopped", "removed": "removed"}
+    assert set(scene.clients.gone) == {"stops", "removed", "lost"}
+    scene.register("stops")
+    assert scene.clients.parted == {"removed": "removed"}

@@ -469,7 +469,7 @@ def test_sites_as_the_server_sees_them(scene: Scene, make: Callable[[], ServerCo
         control.remove("b")
         scene.clock.now += 3
         b = control.sites()[1]
-        assert (b.name, b.state, b.organisation, b.last_seen_s) == ("b", "away", "b", 3.0)
+        assert (b.name, b.state, b.organisation, b.last_seen_s) == ("b", "removed", "b", 3.0)
         assert (b.runs, b.certificate_days) == ((), None)
         with pytest.raises(NotFoundError):
             control.remove("b")

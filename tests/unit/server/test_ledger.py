@@ -134,3 +134,20 @@ def test_a_stream_of_a_newer_release_is_refused() -> None:
     store.append([Row(ev.FEDERATION, 1, "", "Telepathy", 1, "{}")])
     with pytest.raises(FailedPreconditionError, match="federation#1 holds event Telepathy"):
         read(store)
+
+
+def test_a_deleted_run_is_remembered_and_its_number_is_not_given_again() -> None:
+    async def scene() -> None:
+        store = MemoryStateStore()
+        ledger, _ = read(store)
+        await ledger.number(opened())
+        await ledger.summarise(1, END, 2, 5)
+        await ledger.step(lambda: ev.RunDeleted(run=1, by="amy"))
+        for each in (ledger, read(store)[0]):
+            assert each[1].deleted_by == "amy"
+            assert each[1].deleted == store.read(ev.FEDERATION)[-1].time
+            assert each[1].organisation == "hospital"
+        assert (await ledger.number(opened("2")))[0] == 2
+        assert ledger.submitted("1" * 32, "package") == 1
+
+    play(scene())

@@ -214,8 +214,12 @@ def test_a_site_cannot_forge_a_status(status: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"[]", b"7", b"{", b"\xff", b'{"a": NaN}', b"[" * 100_000, b" " * (module.MAX_BODY_BYTES + 1)],
-    ids=["list", "number", "torn", "bytes", "nan", "deep", "long"],
+    [
+        *(b"[]", b"7", b"{", b"\xff", b'{"a": NaN}', b"[" * 100_000),
+        *(b" " * (module.MAX_BODY_BYTES + 1), b'{"a": -1e999}', b'{"a": 1' + b"0" * 30 + b"}"),
+        b'{"a": ' + b"[" * module.MAX_DEPTH + b"]" * module.MAX_DEPTH + b"}",
+    ],
+    ids=["list", "number", "torn", "bytes", "nan", "deep", "long", "infinite", "huge", "nested"],
 )
 def test_a_reply_that_cannot_be_read_is_an_error_row(body: bytes) -> None:
     async def scene() -> None:
@@ -252,3 +256,22 @@ def test_closing_lets_all_waiting_calls_return() -> None:
         assert await relay.retrieve("c", [], 60.0) == []
 
     play(scene())
+
+
+def test_a_site_that_registers_is_told_of_and_requests_are_counted() -> None:
+    async def it() -> None:
+        relay = RequestRelay()
+        returned: list[str] = []
+        relay.returned = returned.append
+        relay.reset("a")
+        assert returned == ["a"]
+        first, second = relay.post("a", "x"), relay.post("b", "x")
+        assert (relay.posted, relay.outstanding) == (2, 2)
+        first.cancel()
+        await asyncio.sleep(0)
+        assert (relay.posted, relay.outstanding) == (2, 1)
+        second.cancel()
+        await asyncio.sleep(0)
+        assert relay.outstanding == 0
+
+    asyncio.run(it())

@@ -250,3 +250,10 @@ def test_nothing_is_freed_while_a_log_cannot_be_read(scene: Scene) -> None:
         await until(lambda: scene.here() == set())
 
     play(play_it())
+
+
+def test_models_that_are_being_measured_are_kept() -> None:
+    gather = ev.GatherOpened(
+        stage="validate", round=3, participants=("a",), models={"b": name("model of another run")}
+    )
+    assert "model of another run" in kept_blobs([opened(), gather], None)

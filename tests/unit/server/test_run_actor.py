@@ -21,6 +21,7 @@ from flplatform.core.model import Manifest
 from flplatform.core.ports import Row
 from flplatform.core.workflow import (
     Abort,
+    AddTargets,
     Aggregate,
     Deploy,
     FailureArrived,
@@ -31,10 +32,11 @@ from flplatform.core.workflow import (
     SetQuorum,
     TimerFired,
     Wake,
+    Withdraw,
 )
 from flplatform.server import run_actor
 from flplatform.server.relay import Reply
-from flplatform.server.run_actor import RunActor, start_order
+from flplatform.server.run_actor import RunActor
 from tests.support.stores import MemoryStateStore
 from tests.support.workflows import RUN, blob, digest, job, run_opened
 from tests.unit.server.scene import play, refused, settle, until
@@ -87,6 +89,7 @@ class Hands:
     def __init__(self, *live: str) -> None:
         self.live = frozenset(live or SITES)
         self.deploys: dict[str, asyncio.Future[Reply]] = {}
+        self.orders: list[tuple[str, str]] = []
         self.aggregating: list[int] = []
         self.changed: list[set[str]] = []
         self.heard: list[ev.Event] = []
@@ -98,7 +101,9 @@ class Hands:
     def roster(self) -> Roster:
         return Roster(self.live)
 
-    def deploy(self, site: str, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
+    def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
+        site = item.site
+        self.orders.append((site, item.order))
         assert site not in self.deploys or self.deploys[site].done()
         self.deploys[site] = asyncio.get_running_loop().create_future()
         return self.deploys[site]
@@ -649,6 +654,30 @@ def test_judging_a_run_at_work_changes_nothing() -> None:
     play(scene())
 
 
-def test_the_start_order_is_carried_as_it_was_signed() -> None:
-    opened = run_opened(SITES, job()).model_copy(update={"order": "c2lnbmVk"})
-    assert start_order(opened) == b"signed"
+def test_a_site_that_joins_is_given_its_own_order() -> None:
+    async def scene() -> None:
+        hands = Hands()
+        actor = begin(hands, min_clients=1)
+        await settle()
+        first = hands.deploys["b"]
+        await actor.tell(Withdraw(("b",), "amy"))
+        await settle()
+        assert first.cancelled()
+        await actor.tell(AddTargets(("b", "c"), "another", "amy"))
+        await actor.tell(Withdraw(("b",), "amy"))
+        await actor.tell(AddTargets(("b",), "another", "amy"))
+        await settle()
+        opened = actor.state.opened
+        assert hands.orders == [
+            ("a", opened.order),
+            ("b", opened.order),
+            ("b", "another"),
+            ("c", "another"),
+            ("b", "another"),
+        ]
+        hands.accept()
+        await until(lambda: actor.state.deployed == {"a", "b", "c"})
+        assert actor.events[-1].participants == ("a", "b")  # c is not live
+        await actor.stop()
+
+    play(scene())

@@ -40,7 +40,7 @@ def training(scene: Scene) -> FederatedTrainingServicer:
 @pytest.fixture
 def admin(scene: Scene, tmp_path: Path) -> AdminCommunicatingServicer:
     metrics = MetricLog(tmp_path / "metrics", lambda *_: True)
-    return AdminCommunicatingServicer(scene.relay, metrics, 5.0)
+    return AdminCommunicatingServicer(scene.relay, (metrics,), 5.0)
 
 
 async def register(
@@ -228,3 +228,24 @@ def test_lists_are_bounded(
         assert {type(error) for error in await it()} == {InvalidArgumentError}
 
     play(check())
+
+
+def test_results_go_to_the_processor_of_their_topic(scene: Scene) -> None:
+    class Processor:
+        def __init__(self, topic: str) -> None:
+            self.topic = topic
+            self.taken: list[tuple[str, bytes]] = []
+
+        def process(self, site: str, body: bytes) -> None:
+            self.taken.append((site, body))
+
+    metrics, logs = Processor("metrics"), Processor("logs")
+    servicer = AdminCommunicatingServicer(scene.relay, iter((metrics, logs)), 5.0)
+
+    async def it() -> None:
+        with calling("a"):
+            await servicer.SendResult(pb.SiteResult(topic="logs", body=b"lines"), None)
+            await refused(servicer.SendResult(pb.SiteResult(topic="else"), None))
+        assert (metrics.taken, logs.taken) == ([], [("a", b"lines")])
+
+    play(it())

@@ -12,8 +12,11 @@ def test_every_event_can_be_said_in_one_line() -> None:
         ),
         ev.ModelScored(round=1, score=1.0, examples=3, best=False): "model of round 1 scored 1",
         ev.QuorumSet(min_clients=2, by="me"): "min_clients set to 2 by me",
+        ev.SiteWithdrawn(site="a", by="me", reason="withdrawn by me"): "a withdrawn by me",
+        ev.TargetsAdded(sites=("c", "d"), order="", by="me"): "c, d added by me",
         ev.RunEnded(status="failed", reason="x"): "failed: x",
-        ev.DeployWaitOver(): "DeployWaitOver",
+        ev.DeployWaitOver(): "deploy_wait_s is over: who has not answered is not waited for",
+        ev.DeadlineExtended(round=2): "the deadline of round 2 passed and was extended",
     }
     for event, text in texts.items():
         assert describe(event) == text

@@ -1,0 +1,78 @@
+"""What the server lately refused to sites: bounded, in memory, for explanations."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flplatform.core.errors import FLError, InvalidArgumentError
+from flplatform.core.messages import TaskId
+from flplatform.server.run_actor import utc_now
+
+MAX_KEPT = 10_000
+MAX_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The last refusal of a site.
+
+    Attributes:
+        time: UTC, ISO 8601.
+        first: when the same was first refused, without another refusal in between.
+        times: how often since then.
+        what: the method, or the task.
+        code: the error's stable code.
+        run: the run of the task, if it was about one.
+    """
+
+    time: str
+    first: str
+    times: int
+    site: str
+    what: str
+    code: str
+    error: str
+    rule: str
+    run: int | None = None
+
+
+class Refusals:
+    """The last refusal of each site, and of each site in each run. Lives on the event loop.
+
+    Args:
+        now: the time in UTC, ISO 8601.
+    """
+
+    def __init__(self, now: Callable[[], str] = utc_now) -> None:
+        self._now = now
+        self._last: OrderedDict[tuple[str, int | None], Refusal] = OrderedDict()
+
+    def note(self, site: str, what: str, error: FLError) -> None:
+        """Take in a refusal; `what` is a method's full name or a task's id."""
+        run: int | None = None
+        try:
+            run = TaskId.parse(what).run
+        except InvalidArgumentError:
+            what = what.rpartition("/")[2]
+        now = self._now()
+        text = str(error)[:MAX_CHARS]
+        for key in {(site, None), (site, run)}:
+            before = self._last.pop(key, None)
+            again = before is not None and (before.what, before.error) == (what[:200], text)
+            self._last[key] = Refusal(
+                time=now,
+                first=before.first if before and again else now,
+                times=before.times + 1 if before and again else 1,
+                site=site,
+                what=what[:200],
+                code=error.code,
+                error=text,
+                rule=error.rule,
+                run=run,
+            )
+        while len(self._last) > MAX_KEPT:
+            self._last.popitem(last=False)
+
+    def last(self, site: str, run: int | None = None) -> Refusal | None:
+        """Return the last refusal of a site, in a run or at all."""
+        return self._last.get((site, run))

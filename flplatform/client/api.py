@@ -70,7 +70,9 @@ class Context:
         data: the site's datasets, by the names in `job.yml`: files or folders, read-only.
         state_dir: a folder of this run at this site. What a train task leaves there comes back in
             the next task once its result is accepted; what other tasks leave is dropped. Close
-            its files before the task ends.
+            its files before the task ends. Where several processes work on a task they share it.
+        rank: which of the site's processes this is; what rank 0 returns is the result.
+        world_size: how many of them work on the task together; mostly 1.
     """
 
     run: int
@@ -80,11 +82,14 @@ class Context:
     args: Mapping[str, Any]
     data: Mapping[str, Path]
     state_dir: Path
+    rank: int = 0
+    world_size: int = 1
 
     def log_metric(self, name: str, value: float, step: int | None = None) -> None:
         """Show a number to the operator while the task runs; it changes no model.
 
-        Does nothing outside the process that a site runs, so that code can be tried alone.
+        Does nothing outside the process that a site runs, so that code can be tried alone, and
+        nothing on a rank other than 0.
 
         Raises:
             InvalidArgumentError: the name is odd, the value is not a finite number, or the step

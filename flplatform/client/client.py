@@ -8,22 +8,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flplatform.client.denials import DenialBook
+from flplatform.client.deploying import deploy_verb
+from flplatform.client.logs import SiteLogs
+from flplatform.client.officer import Officer
 from flplatform.client.policy import Policy
+from flplatform.client.policy_file import PolicyFile
 from flplatform.client.requests import RequestAgent, basic_verbs
+from flplatform.client.run_verbs import delete_verb
 from flplatform.client.sandbox import available_level
 from flplatform.client.seen import SeenIds
 from flplatform.client.session import WAITING_CALL_S, Session
+from flplatform.client.shell import SiteShell
 from flplatform.client.site_runs import SiteRuns
 from flplatform.client.spool import Spool
+from flplatform.client.stats import stats_verbs
 from flplatform.client.task_loop import TaskLoop
+from flplatform.client.troubles import Troubles
 from flplatform.client.verbs import SiteVerb
+from flplatform.client.why import why_verb
 from flplatform.core.config import Isolation
 from flplatform.core.errors import FLError
 from flplatform.core.messages import ModelRef
+from flplatform.files.counters import watch_loop
 from flplatform.files.durable import private_dir
 from flplatform.files.system import system_info
 from flplatform.rpc.v1 import federated_pb2 as pb
-from flplatform.security.audit import AuditLog
+from flplatform.security.audit import AuditLog, KitSeal
 from flplatform.security.identity import TrustStore
 from flplatform.security.kit import Kit
 from flplatform.store.blobs import FileBlobStore
@@ -31,6 +42,7 @@ from flplatform.store.blobs import FileBlobStore
 log = logging.getLogger(__name__)
 
 TRUST_RELOAD_S = 30.0
+POLICY_RELOAD_S = 5.0
 REPLY_S = 2.0
 """How long a process that ends waits for its last replies to be sent."""
 
@@ -53,13 +65,32 @@ class SiteClient:
         self._kit = kit
         self._isolation: Isolation = level.name
         self._trust = kit.trust
-        self._audit = AuditLog(folder / "audit.jsonl", kit.identity.name)
+        self._audit = AuditLog(folder / "audit.jsonl", kit.identity.name, seal=KitSeal(kit))
         self._metrics: asyncio.Queue[bytes] = asyncio.Queue(METRICS_WAITING)
-        policy = Policy(kit, level.name)
+        self._denials = DenialBook(
+            folder / "denials.json", self._current_trust, kit.site.clock_skew_s
+        )
+        self._policy_file = PolicyFile(kit.folder / "local" / "policy.yml", kit.local.site_policy)
+        policy = Policy(kit, level.name, self._denials.denials, lambda: self._policy_file.policy)
         blobs = FileBlobStore(folder / "blobs", kit.local.resources.reserve_bytes)
         self._blobs = blobs
+        self._downloads = Troubles()
         self._session = Session(kit, level.name, lambda: self._runs.numbers())
-        self._runs = SiteRuns(kit, policy, self._fetch, self._current_trust, self._on_metric)
+        self._logs = SiteLogs(
+            private_dir(kit.folder / "logs"),
+            self._send_logs,
+            over=lambda run: self._runs.over(run),
+            submitter=lambda run: self._runs.submitter(run),
+        )
+        self._runs = SiteRuns(
+            kit,
+            policy,
+            self._fetch,
+            self._current_trust,
+            self._on_metric,
+            self._logs.publish,
+            self._logs.ended,
+        )
         self._tasks = TaskLoop(
             self._session,
             self._runs,
@@ -69,6 +100,9 @@ class SiteClient:
             folder / "work",
             kit.local.resources.blob_cache_bytes,
         )
+        verbs = self._verbs(policy, end)
+        self._policy_file.load([verb.name for verb in verbs])
+        self._tasks.policy = self._policy_file.policy
         self._agent = RequestAgent(
             trust=self._current_trust,
             policy=policy,
@@ -76,7 +110,8 @@ class SiteClient:
             skew_s=kit.site.clock_skew_s,
             runs=self._runs,
             audit=self._audit,
-            verbs=self._verbs(policy, end),
+            verbs=verbs,
+            denials=self._denials.take,
         )
         self._loops: list[asyncio.Task[None]] = []
         self._replies: set[asyncio.Task[None]] = set()
@@ -85,13 +120,39 @@ class SiteClient:
     def _verbs(self, policy: Policy, end: Callable[[bool], None]) -> list[SiteVerb]:
         """Return the closed table of signed commands; a new one is added here."""
         facts = {"sys_info": self._system, "check_status": self._status}
-        return [*basic_verbs(policy, end, facts)]
+        officer = Officer(
+            self._kit,
+            policy,
+            self._policy_file,
+            self._audit.path,
+            KitSeal(self._kit),
+            self._isolation,
+            self._runs.busy,
+        )
+        verbs = [
+            *officer.verbs(),
+            *basic_verbs(policy, end, facts),
+            deploy_verb(policy),
+            delete_verb(self._runs, self._kit.folder / "logs", self._kit.state_folder() / "runs"),
+            why_verb(self._runs, self._downloads, self._kit.state_folder()),
+            *SiteShell(
+                self._kit, lambda: self._policy_file.policy, self._audit, self._isolation
+            ).verbs(),
+            self._logs.verb(),
+            *stats_verbs(
+                self._tasks.counters,
+                lambda: len(self._runs.numbers()),
+                lambda: self._session.registrations,
+            ),
+        ]
+        officer.know(verbs)
+        return verbs
 
     def _current_trust(self) -> TrustStore:
         return self._trust
 
     async def _fetch(self, blob: ModelRef) -> Path:
-        return await self._tasks.fetch(blob)
+        return await self._tasks.fetch(blob, self._downloads)
 
     async def start(self) -> Mapping[str, Any]:
         """Bring accepted runs back and begin to serve; the server need not be there yet."""
@@ -102,6 +163,8 @@ class SiteClient:
             "heartbeat": self._session.repeat("heartbeat", self._beat),
             "metrics": self._session.repeat("send metrics", self._send_metric),
             "trust": self._keep_trust_fresh(),
+            "loop": watch_loop(self._tasks.counters.took),
+            "policy": self._keep_policy_fresh(),
         }
         self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         return {"isolation": self._isolation}
@@ -113,6 +176,7 @@ class SiteClient:
         for loop in (*self._loops, *self._replies):
             loop.cancel()
         await asyncio.gather(*self._loops, *self._replies, return_exceptions=True)
+        await self._logs.close()
         await self._tasks.close()
         await self._runs.close()
         await self._session.close("stopped")
@@ -146,6 +210,10 @@ class SiteClient:
         except FLError as error:
             log.debug("reply to %s: %s", request.topic, error)  # nobody waits for it any more
 
+    async def _send_logs(self, batch: bytes) -> None:
+        result = pb.SiteResult(topic="logs", body=batch)
+        await self._session.persist("send logs", lambda: self._session.admin("SendResult", result))
+
     async def _send_metric(self) -> None:
         body = await self._metrics.get()
         try:
@@ -170,6 +238,12 @@ class SiteClient:
                     error,
                     exc_info=None if known else error,
                 )
+
+    async def _keep_policy_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(POLICY_RELOAD_S)
+            if await asyncio.to_thread(self._policy_file.reload):
+                self._tasks.policy = self._policy_file.policy
 
     # ---- facts ----
 

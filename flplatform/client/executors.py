@@ -205,7 +205,7 @@ class RunProcess:
         self._box.clear()
         self._scratch = make_scratch(self._prefix)
         self._resources.callback(_remove, self._scratch)
-        self._log = RunLog(self._spec.log)
+        self._log = RunLog(self._spec.log, on_lines=self._spec.on_lines)
         self._resources.callback(self._log.close)
 
     async def _spawn(self, level: Level) -> Conversation:

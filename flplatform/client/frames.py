@@ -3,7 +3,7 @@
 They share a unix socket: frames of a 4-byte big-endian length and that many bytes of JSON, an
 object with a `type`. Weights travel as files, named by path.
 
-    child  → hello {secret}                     proves that it is the process that was started
+    child  → hello {secret, rank}               proves that it is the process that was started
     parent → start {…}                          what to run, see `Start`
     child  → ready {}                           the code is loaded and waits for tasks
     parent → task {task, seed, model}           one at a time, see `Order`
@@ -15,6 +15,14 @@ object with a `type`. Weights travel as files, named by path.
     parent → stop {}                            `receive()` returns None and the process ends
 
 End of file ends the process at once.
+
+Where several processes work on each task, each has a socket of its own and gets the same orders.
+Rank 0 speaks as above; the others say hello, ready, failure and
+
+    child  → done {task}                        this rank has nothing more to do for the task
+    parent → trained {}                         rank 0 has left the trained model in the box
+
+If one of them fails or hangs up, the parent ends them all.
 """
 
 import json
@@ -45,6 +53,8 @@ class Start:
         script: path of a script within `code`, or empty.
         watch_metric: empty if the job watches none.
         memory_limit_bytes: limit on the private memory of each process; 0 for none.
+        rank: which of the processes this one is; rank 0 answers for all.
+        world_size: how many there are.
     """
 
     run: int
@@ -58,6 +68,8 @@ class Start:
     watch_metric: str
     watch_mode: str
     memory_limit_bytes: int
+    rank: int = 0
+    world_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)

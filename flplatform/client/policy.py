@@ -1,13 +1,14 @@
 """The site decides: what may run here, on which data, for whom. Pure; every refusal has a rule."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flplatform.client.verbs import SiteVerb
-from flplatform.core.config import Environment, Isolation
+from flplatform.core.config import Environment, Isolation, SitePolicy
 from flplatform.core.errors import PermissionDeniedError
 from flplatform.security.authz import (
+    Decision,
     Permission,
     Request,
     decide_at_site,
@@ -15,6 +16,7 @@ from flplatform.security.authz import (
     decide_job,
     demand,
 )
+from flplatform.security.denials import Denials
 from flplatform.security.identity import Identity
 from flplatform.security.kit import Kit
 
@@ -40,11 +42,21 @@ class Policy:
     Args:
         kit: the site's verified kit.
         isolation: the best isolation level of this host, `sandbox` or `none`.
+        denials: who is revoked, kept up to date.
+        rules: returns the site's policy of now; default the one in the kit.
     """
 
-    def __init__(self, kit: Kit, isolation: Isolation) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        isolation: Isolation,
+        denials: Denials | None = None,
+        rules: Callable[[], SitePolicy] | None = None,
+    ) -> None:
         self._kit = kit
         self._isolation = isolation
+        self._denials = denials or Denials()
+        self._rules = rules or (lambda: kit.local.site_policy)
 
     def check_job(
         self,
@@ -61,8 +73,9 @@ class Policy:
             PermissionDeniedError: names the rule and the file it stands in.
         """
         local = self._kit.local
-        policy = local.site_policy
+        policy = self._rules()
         for actor in dict.fromkeys((submitter, author)):
+            self._denials.demand(actor)
             request = self._request(actor, "submit_job", "train", submitter)
             demand(decide_job(policy, request, has_code), request)
         foreign = has_code and author.organisation != self._kit.identity.organisation
@@ -109,6 +122,7 @@ class Policy:
         Raises:
             PermissionDeniedError: names the rule.
         """
+        self._denials.demand(actor)
         if not verb.reaches(argv, self._kit.identity.name):
             raise PermissionDeniedError(
                 f"{' '.join(argv)[:200]!r} does not target this site", rule="signed targets"
@@ -122,7 +136,21 @@ class Policy:
             submitter=submitter,
             submitter_organisation=organisation,
         )
-        demand(decide_at_site(self._kit.local.site_policy, request), request)
+        demand(decide_at_site(self._rules(), request), request)
+
+    def would(self, request: Request) -> Decision:
+        """Decide about somebody's command or submission without anybody asking for it.
+
+        Args:
+            request: `submit_job` and `byoc` are judged as a job, all others as commands.
+        """
+        if denial := self._denials.find("admin", request.actor.name, request.actor.organisation):
+            return Decision(False, f"revoked by {denial.by}")
+        if request.command in ("submit_job", "byoc"):
+            code = request.command == "byoc"
+            job = replace(request, command="submit_job", permission="train")
+            return decide_job(self._rules(), job, code)
+        return decide_at_site(self._rules(), request)
 
     def _request(
         self,

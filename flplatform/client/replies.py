@@ -21,6 +21,7 @@ class Hello(Strict):
 
     type: Literal["hello"]
     secret: str
+    rank: Annotated[int, Field(ge=0)] = 0
 
 
 class Ready(Strict):
@@ -59,6 +60,13 @@ class Result(Strict):
     local_examples: int
 
 
+class Done(Strict):
+    """A rank other than 0 has done its part of a task."""
+
+    type: Literal["done"]
+    task: str
+
+
 class Failure(Strict):
     """A task has failed, or, if `task` is null, the code itself."""
 
@@ -68,7 +76,7 @@ class Failure(Strict):
     traceback: str = Field(max_length=MAX_TRACEBACK_BYTES)
 
 
-Reply = Hello | Ready | Phase | Metric | Result | Failure
+Reply = Hello | Ready | Phase | Metric | Result | Done | Failure
 _REPLIES: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="type")])
 
 

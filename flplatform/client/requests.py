@@ -13,6 +13,7 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
+from flplatform.client.denials import DENIALS
 from flplatform.client.policy import Policy
 from flplatform.client.seen import SeenIds
 from flplatform.client.verbs import Asked, Body, SiteVerb, everyone, own
@@ -70,6 +71,7 @@ class RequestAgent:
         trust: returns the trust store of now.
         verbs: the closed table of signed commands.
         skew_s: how far a signer's clock may be off.
+        denials: takes in the signed denials that the server carries.
     """
 
     def __init__(
@@ -82,8 +84,10 @@ class RequestAgent:
         audit: AuditSink,
         verbs: Iterable[SiteVerb],
         skew_s: float = MAX_SKEW_S,
+        denials: Callable[[bytes], Body] | None = None,
     ) -> None:
         self._skew_s = skew_s
+        self._denials = denials
         self._trust = trust
         self._policy = policy
         self._seen = seen
@@ -91,6 +95,7 @@ class RequestAgent:
         self._audit = audit
         self._verbs = {verb.name: verb for verb in verbs}
         self._replies: dict[str, asyncio.Task[pb.SiteReply]] = {}
+        self._processes = {"start": self._start, DENIALS: self._deny}
 
     async def handle(self, request: pb.SiteRequest) -> pb.SiteReply:
         """Carry out a request and return its reply; the same id again gets the same reply."""
@@ -105,7 +110,7 @@ class RequestAgent:
     async def _reply(self, request: pb.SiteRequest) -> pb.SiteReply:
         actor: dict[str, str] = {"name": "unverified", "role": ""}
         try:
-            process = self._start if request.topic == "start" else self._command
+            process = self._processes.get(request.topic, self._command)
             body = json.dumps(await process(request, actor)).encode()
         except FLError as error:
             forged = isinstance(error, UnauthenticatedError)
@@ -129,7 +134,12 @@ class RequestAgent:
     def _note(self, actor: Body, request: pb.SiteRequest, decision: str, reason: str) -> None:
         try:
             self._audit.record(
-                actor, request.topic, decision, reason=reason, correlation_id=request.id
+                actor,
+                request.topic,
+                decision,
+                reason=reason,
+                details=_shared(actor),
+                correlation_id=request.id,
             )
         except OSError as error:
             log.error("the audit cannot be written: %s", error)
@@ -142,17 +152,25 @@ class RequestAgent:
         identity, order = open_order(
             StartOrder, signed, self._trust(), datetime.now(UTC), self._skew_s
         )
-        actor.update(identity.as_actor())
+        actor.update(identity.as_actor(), order=order.submission_id)
         return await self._audited(
             actor, request, lambda: self._runs.accept(signed, order, identity, body)
         )
+
+    async def _deny(self, request: pb.SiteRequest, actor: dict[str, str]) -> Body:
+        """Take in denials, each of them signed by itself; the audit names those that are news."""
+        if self._denials is None:
+            raise PermissionDeniedError("sites do not obey denials", rule="closed verb table")
+        actor.update(name="server", role="carrier")
+        self._audit.record(actor, request.topic, "carried", correlation_id=request.id)
+        return await asyncio.to_thread(self._denials, request.body)
 
     async def _command(self, request: pb.SiteRequest, actor: dict[str, str]) -> Body:
         now = datetime.now(UTC)
         identity, order = open_order(
             CommandOrder, _signed(request), self._trust(), now, self._skew_s
         )
-        actor.update(identity.as_actor())
+        actor.update(identity.as_actor(), order=order.id)
         name = order.argv[0]
         if name != request.topic:
             raise PermissionDeniedError(
@@ -162,7 +180,8 @@ class RequestAgent:
         if (verb := self._verbs.get(name)) is None:
             raise PermissionDeniedError(f"sites do not obey {name!r}", rule="closed verb table")
         self._policy.check_command(identity, order.argv, verb)
-        self._seen.use(order.id, order.not_after)
+        if not verb.repeatable:
+            self._seen.use(order.id, order.not_after)
         asked = Asked(request.id, identity, order, request.body)
         if not verb.mutating:
             return await verb.act(asked)
@@ -175,8 +194,15 @@ class RequestAgent:
         act: Callable[[], Awaitable[Body]],
     ) -> Body:
         """Write the audit first: what cannot be recorded must not happen."""
-        self._audit.record(actor, request.topic, "allowed", correlation_id=request.id)
+        self._audit.record(
+            actor, request.topic, "allowed", details=_shared(actor), correlation_id=request.id
+        )
         return await act()
+
+
+def _shared(actor: Mapping[str, str]) -> dict[str, str]:
+    """Return the id of the signed order, under which the server's audit knows the command too."""
+    return {"order": actor["order"]} if "order" in actor else {}
 
 
 def _signed(request: pb.SiteRequest) -> Signed:

@@ -1,6 +1,7 @@
 """The process in which a job's code runs: `python -m flplatform.client.run_process SCRATCH`.
 
-It talks to its parent alone, over the unix socket in the scratch folder (see `client.frames`). It
+Or one of the processes, where several work on each task (`client.ranks`). It talks to its parent
+alone, over the unix socket in the scratch folder (see `client.frames`). It
 needs nothing but the standard library and NumPy, so it starts fast and under any interpreter that
 has them.
 """
@@ -102,6 +103,7 @@ class Session:
         self._link = link
         self._start = start
         self._box = Path(start.box)
+        self._leads = start.rank == 0
         self._order: Order | None = None
         self._steps: Steps | None = None
         self._task: api.Task | None = None
@@ -145,7 +147,8 @@ class Session:
 
     def log_metric(self, name: str, value: float, step: int | None) -> None:
         """Pass a checked number on to the parent."""
-        self._link.send("metric", name=name, value=value, step=step)
+        if self._leads:
+            self._link.send("metric", name=name, value=value, step=step)
 
     @property
     def busy(self) -> bool:
@@ -191,7 +194,10 @@ class Session:
         try:
             self._task = self._steps.send(answer)
         except StopIteration as done:
-            self._link.send("result", task=self._order.task, **done.value)
+            if self._leads:
+                self._link.send("result", task=self._order.task, **done.value)
+            else:
+                self._link.send("done", task=self._order.task)
             self._order = self._steps = None
 
     def _do(self, order: Order) -> Steps:
@@ -207,6 +213,8 @@ class Session:
             args=copy.deepcopy(self._start.args),
             data={name: Path(path) for name, path in self._start.data.items()},
             state_dir=self._box / STATE_FOLDER,
+            rank=self._start.rank,
+            world_size=self._start.world_size,
         )
         if task.kind == TRAIN:
             return self._train(context, load(Path(order.model)))
@@ -219,11 +227,16 @@ class Session:
         received, local = nothing, nothing
         if watched:
             received = yield from self._measure("validate_received", context, model)
-        self._link.send("phase", phase="train")
+        self._enter("train")
         answer = yield api.Task("train", dict(model), context)
-        trained = api.check_train(answer, manifest)
         result = self._box / RESULT_FILE
-        save(result, trained.model)
+        if self._leads:
+            trained = api.check_train(answer, manifest)
+            save(result, trained.model)
+        else:  # what it returned, if anything, does not count
+            trained = api.TrainResult({}, 0)
+            if watched:
+                self._await_trained()
         if watched:
             local = yield from self._measure("validate_trained", context, load(result))
         return {
@@ -251,10 +264,22 @@ class Session:
     def _measure(
         self, phase: str, context: api.Context, model: dict[str, Array]
     ) -> Generator[api.Task, object, api.ValidateResult]:
-        self._link.send("phase", phase=phase)
+        self._enter(phase)
         answer = yield api.Task("validate", dict(model), context)
+        if not self._leads:
+            return api.ValidateResult({}, 0)
         watched = "" if phase == "validate" else self._start.watch_metric
         return api.check_validate(answer, watched)
+
+    def _enter(self, phase: str) -> None:
+        if self._leads:
+            self._link.send("phase", phase=phase)
+
+    def _await_trained(self) -> None:
+        """Wait for the model of rank 0, which is the one that all ranks validate."""
+        if self._link.next()["type"] != "trained":
+            self.ended = True
+            raise FailedPreconditionError("the run ended before rank 0 had trained")
 
 
 def _functions(name: str) -> None:
@@ -317,11 +342,10 @@ def main() -> int:
     """Connect to the parent, load the job's code and serve it; return the exit status."""
     scratch = Path(sys.argv[1])
     secret = (scratch / SECRET).read_text()
-    (scratch / SECRET).unlink()
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(scratch / SOCKET))
     link = Link(connection)
-    link.send("hello", secret=secret)
+    link.send("hello", secret=secret, rank=int(os.environ.get("RANK", "0")))
     frame = link.next()
     frame.pop("type")
     start = Start(**frame)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flplatform.client.run_log import Listener
 from flplatform.core.config import Environment, Isolation
 from flplatform.core.errors import FailedPreconditionError, UnavailableError
 from flplatform.core.job import ExecutorSpec, Watch
@@ -24,6 +25,7 @@ class RunSpec:
         data: files and folders by dataset name, shown read-only.
         isolation: the level to run under; refused if this host does not have it.
         max_state_bytes: most that the state may take.
+        on_lines: hears of every line of the log.
     """
 
     run: int
@@ -41,6 +43,7 @@ class RunSpec:
     isolation: Isolation = "none"
     hidden: tuple[Path, ...] = ()
     max_state_bytes: int = 64 << 30
+    on_lines: Listener = lambda *_: None
 
 
 @dataclass(frozen=True, slots=True)

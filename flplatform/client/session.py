@@ -57,6 +57,7 @@ class Session:
         self.token = ""
         self.heartbeat_s = kit.site.heartbeat_s
         self.connected = asyncio.Event()
+        self.registrations = 0
 
     @property
     def transfers(self) -> aio.Channel:
@@ -99,6 +100,7 @@ class Session:
         self.token = reply.token
         self.heartbeat_s = min(self._kit.site.heartbeat_s, max(MIN_HEARTBEAT_S, reply.heartbeat_s))
         self.connected.set()
+        self.registrations += 1
         log.info("registered with %s", self._server_address())
 
     def _server_address(self) -> str:

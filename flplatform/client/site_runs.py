@@ -6,16 +6,22 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flplatform.client.executors import Outcome, RunProcess, RunProcessCrashed, RunSpec
 from flplatform.client.policy import Plan, Policy
 from flplatform.client.requests import StartBody
+from flplatform.client.run_log import Listener
+from flplatform.client.troubles import Troubles
+from flplatform.client.verbs import Submitter
 from flplatform.core.errors import (
     DataLossError,
+    FailedPreconditionError,
     FLError,
     InvalidArgumentError,
     PermissionDeniedError,
@@ -36,6 +42,9 @@ RECORD = "start.json"
 SUBMISSIONS = "submissions.json"
 MAX_CRASHES = 3
 """A task whose process crashes so often has failed."""
+
+PAST_TROUBLES = 20
+"""Ended runs whose last errors are remembered."""
 
 
 class RunRecord(Strict):
@@ -65,7 +74,9 @@ class SiteRun:
         package: Package,
         plan: Plan,
         on_metric: Callable[[int, int, str, float, int | None], None],
+        on_lines: Listener = lambda *_: None,
     ) -> None:
+        self._on_lines = on_lines
         self.record = record
         self.package = package
         self.plan = plan
@@ -75,6 +86,8 @@ class SiteRun:
         self._on_metric = on_metric
         self._phase = ("deployed", time.monotonic())
         self._process: RunProcess | None = None
+        self._closed = False
+        self.troubles = Troubles()
         self.turn = asyncio.Lock()
         """Held while a task is at work, and until a trained state is settled."""
         self.last_model: Path | None = None
@@ -92,6 +105,8 @@ class SiteRun:
     def report(self) -> tuple[int, int, str, float, str]:
         """Return run, round, phase, seconds in it, and isolation level."""
         phase, since = self._phase
+        if self.troubles.held_up:
+            phase = f"{phase}, {self.troubles.held_up}"
         return self.run, self.round, phase, time.monotonic() - since, self.plan.isolation
 
     def enter(self, phase: str) -> None:
@@ -110,9 +125,14 @@ class SiteRun:
             for crashes in range(1, MAX_CRASHES + 1):
                 process = await self._ready()
                 try:
-                    return await process.execute(task, model, work)
+                    result = await process.execute(task, model, work)
+                    self.troubles.held_up = ""
+                    return result
                 except RunProcessCrashed as error:
                     log.warning("run %d: %s crashed (%d): %s", self.run, task.id, crashes, error)
+                    self.troubles.held_up = f"crashed {crashes} of {MAX_CRASHES}"
+                    last = error.log_tail.rpartition("\n")[2]
+                    self.troubles.note(f"{error}: {last}" if last else str(error))
                     await self.abort()
                     if crashes == MAX_CRASHES:
                         raise
@@ -127,6 +147,8 @@ class SiteRun:
             await self._ready()
 
     async def _ready(self) -> RunProcess:
+        if self._closed:
+            raise FailedPreconditionError(f"run {self.run} has ended here", rule="run_ended")
         if self._process is None:
             job = self.package.job
             spec = RunSpec(
@@ -144,6 +166,7 @@ class SiteRun:
                 environment=self.plan.environment,
                 isolation=self.plan.isolation,
                 hidden=(self._kit.state_folder(),),
+                on_lines=self._on_lines,
             )
             process = RunProcess(spec, on_phase=self.enter, on_metric=self._metric)
             await process.start()
@@ -152,6 +175,11 @@ class SiteRun:
 
     def _metric(self, name: str, value: float, step: int | None) -> None:
         self._on_metric(self.run, self.round, name, value, step)
+
+    async def close(self) -> None:
+        """End the run process for good."""
+        self._closed = True
+        await self.abort()
 
     async def abort(self) -> None:
         """End the run process and everything that it started."""
@@ -167,6 +195,8 @@ class SiteRuns:
         fetch: downloads a blob and returns its file.
         trust: returns the trust store of now.
         on_metric: hears of every metric that training code logs.
+        on_lines: hears of every line of a run's log: (run, time, who, texts).
+        on_end: hears of every run that has ended here, after its last line.
     """
 
     def __init__(
@@ -176,7 +206,12 @@ class SiteRuns:
         fetch: Callable[[ModelRef], Awaitable[Path]],
         trust: Callable[[], TrustStore],
         on_metric: Callable[[int, int, str, float, int | None], None],
+        on_lines: Callable[[int, str, str, Sequence[str]], None] = lambda *_: None,
+        on_end: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self._on_lines = on_lines
+        self._on_end = on_end
+        self._submitters: dict[int, Submitter] = {}
         self._kit = kit
         self._policy = policy
         self._fetch = fetch
@@ -184,9 +219,11 @@ class SiteRuns:
         self._on_metric = on_metric
         self._folder = private_dir(kit.state_folder() / "runs")
         self._runs: dict[int, SiteRun] = {}
+        self._past: dict[int, Troubles] = {}
         self._submissions: dict[str, int] = {}
         self._accepting = asyncio.Lock()
         self._warming: dict[int, asyncio.Task[None]] = {}
+        self._ending: dict[int, asyncio.Task[None]] = {}
 
     def open(self, blob_path: Callable[[str], Path]) -> None:
         """Bring back the runs that were accepted before a restart, verifying them again."""
@@ -211,7 +248,7 @@ class SiteRuns:
             except (FLError, OSError, ValueError) as error:
                 log.error("%s is not resumed: %s", folder.name, error)
                 continue
-            self._add(folder, record, package, plan)
+            self._add(folder, record, package, plan, identity)
             log.info("run %d is resumed", record.run)
         if self._submissions != known:  # a kill came between accepting one and noting it
             self._note_submissions(self._submissions)
@@ -225,8 +262,12 @@ class SiteRuns:
             environment=package.job.environment,
         )
 
-    def _add(self, folder: Path, record: RunRecord, package: Package, plan: Plan) -> SiteRun:
-        run = SiteRun(self._kit, folder, record, package, plan, self._on_metric)
+    def _add(
+        self, folder: Path, record: RunRecord, package: Package, plan: Plan, submitter: Identity
+    ) -> SiteRun:
+        on_lines = partial(self._on_lines, record.run)
+        run = SiteRun(self._kit, folder, record, package, plan, self._on_metric, on_lines)
+        self._submitters[record.run] = submitter.name, submitter.organisation
         self._runs[record.run] = run
         self._submissions[record.submission_id] = record.run
         return run
@@ -259,7 +300,7 @@ class SiteRuns:
         async with self._accepting:
             if (answer := self.recorded(signed, body)) is not None:
                 return answer  # asked twice, as after a restart of the server
-            self._check_single(order.submission_id, body.run)
+            self._check_single(order.submission_id, body)
             path = await self._fetch(ModelRef(body.digest, body.size))
             now = datetime.now(UTC)
             package = await asyncio.to_thread(open_package, path, self._trust(), now)
@@ -267,6 +308,7 @@ class SiteRuns:
             busy = sum(
                 run.package.job.environment == package.job.environment
                 for run in self._runs.values()
+                if run.run != body.run
             )
             if busy >= plan.environment.max_runs:
                 raise PermissionDeniedError(
@@ -281,8 +323,9 @@ class SiteRuns:
                 order=base64.b64encode(signed.to_bytes()).decode(),
                 accepted=now,
             )
+            await self.end(body.run, "started anew")
             folder = await asyncio.to_thread(self._unpack, record, package)
-            run = self._add(folder, record, package, plan)
+            run = self._add(folder, record, package, plan, submitter)
         log.info(
             "run %d accepted: %s by %s, isolation %s",
             run.run,
@@ -295,15 +338,20 @@ class SiteRuns:
         warming.add_done_callback(lambda _: self._warming.pop(run.run, None))
         return {"isolation": plan.isolation}
 
-    def _check_single(self, submission_id: str, run: int) -> None:
-        """A submission is accepted once, as one run; a run number stands for one submission."""
+    def _check_single(self, submission_id: str, body: StartBody) -> None:
+        """A submission is accepted once, as one run; a run number stands for one job.
+
+        A run that this site was withdrawn from may be started anew, even before the site has
+        heard of its withdrawal.
+        """
         known = self._submissions.get(submission_id)
         if known is not None:
             raise PermissionDeniedError(
                 f"this submission was started here before, as run {known}", rule="single start"
             )
-        if run in self._runs:
-            raise InvalidArgumentError(f"run {run} is another submission here", field="run")
+        known_run = self._runs.get(body.run)
+        if known_run is not None and known_run.record.digest != body.digest:
+            raise InvalidArgumentError(f"run {body.run} is another job here", field="run")
 
     def _unpack(self, record: RunRecord, package: Package) -> Path:
         folder = self._folder / f"run-{record.run}"
@@ -336,6 +384,18 @@ class SiteRuns:
         """Return an accepted run."""
         return self._runs.get(run)
 
+    def over(self, run: int) -> bool:
+        """Return whether a run was accepted here and has ended."""
+        return run not in self._runs and run in self._submissions.values()
+
+    def submitter(self, run: int) -> Submitter:
+        """Return who submitted a run that was in hand since this process began; else empty."""
+        return self._submitters.get(run, ("", ""))
+
+    def busy(self) -> dict[str, int]:
+        """Return how many runs are at work in each environment."""
+        return dict(Counter(run.package.job.environment for run in self._runs.values()))
+
     def needed_blobs(self) -> set[str]:
         """Return the digests that the runs in hand need again: packages, and filters' bases."""
         bases = {f"blake3:{run.last_model.name}" for run in self._runs.values() if run.last_model}
@@ -345,16 +405,35 @@ class SiteRuns:
         """Return all accepted runs in order."""
         return [self._runs[number] for number in self.numbers()]
 
+    def reports(self) -> list[tuple[int, int, str, float, str]]:
+        """Return each run's report, see `SiteRun.report`."""
+        return [run.report() for run in self.all()]
+
+    def troubles(self, run: int) -> Troubles:
+        """Return what went wrong in a run; of one that has ended, what it left."""
+        found = self._runs.get(run)
+        return found.troubles if found else self._past.get(run, Troubles())
+
     async def end(self, number: int, status: str) -> None:
         """End a run here: its process, its code and its state; its log stays."""
-        run = self._runs.pop(number, None)
-        if run is None:
-            return
-        log.info("run %d has ended: %s", number, status)
+        if (run := self._runs.pop(number, None)) is not None:
+            log.info("run %d has ended: %s", number, status)
+            ending = asyncio.create_task(self._end(run), name=f"end run {number}")
+            self._ending[number] = ending
+            ending.add_done_callback(lambda _: self._ending.pop(number, None))
+        if number in self._ending:
+            await asyncio.shield(self._ending[number])
+
+    async def _end(self, run: SiteRun) -> None:
+        number = run.run
+        self._past[number] = run.troubles
+        while len(self._past) > PAST_TROUBLES:
+            del self._past[next(iter(self._past))]
         if warming := self._warming.get(number):
             warming.cancel()
             await asyncio.wait([warming])
-        await run.abort()
+        await run.close()
+        self._on_end(number)
         await asyncio.to_thread(shutil.rmtree, run.folder, ignore_errors=True)
 
     async def close(self) -> None:
@@ -364,6 +443,7 @@ class SiteRuns:
             task.cancel()
         await asyncio.gather(*warming, return_exceptions=True)
         await asyncio.gather(*(run.abort() for run in self._runs.values()))
+        await asyncio.gather(*self._ending.values(), return_exceptions=True)
 
 
 async def _warm(run: SiteRun) -> None:
@@ -371,3 +451,4 @@ async def _warm(run: SiteRun) -> None:
         await run.warm_up()
     except (FLError, OSError, RunProcessCrashed) as error:
         log.warning("run %d: its process does not start: %s", run.run, error)
+        run.troubles.note(f"its process does not start: {error}")

@@ -19,6 +19,7 @@ from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.site_runs import SiteRun, SiteRuns
 from flplatform.client.spool import Spool, SpooledResult
+from flplatform.client.troubles import Troubles
 from flplatform.core.config import SitePolicy
 from flplatform.core.errors import (
     AlreadyExistsError,
@@ -32,6 +33,7 @@ from flplatform.core.errors import (
 )
 from flplatform.core.messages import TRAIN, ModelRef, Task, TaskFailure, TaskId
 from flplatform.core.ports import BlobStore
+from flplatform.files.counters import Counters
 from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import private_dir
 from flplatform.files.modelfile import check_finite, load, read_layout, save
@@ -64,12 +66,13 @@ class TaskLoop:
         self._runs = runs
         self._spool = spool
         self._blobs = blobs
-        self._policy = policy
+        self.policy = policy
         self._work = private_dir(work)
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._answering: set[str] = set()
         self._withdrawn: set[str] = set()
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.counters = Counters()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -85,28 +88,39 @@ class TaskLoop:
             worker.cancel()
         await asyncio.gather(*self._workers.values(), return_exceptions=True)
 
-    async def fetch(self, blob: ModelRef) -> Path:
+    async def fetch(self, blob: ModelRef, troubles: Troubles | None = None) -> Path:
         """Download a blob, once however many ask for it, until it is here.
+
+        Args:
+            blob: what is wanted.
+            troubles: where failed tries are noted.
 
         Raises:
             FLError: the server refused.
         """
+
+        async def step() -> Path:
+            missing = 0 if self._blobs.has(blob.digest) else blob.size
+            path = await self._session.transfer(
+                lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
+            )
+            self.counters.add("received_bytes", amount=missing)
+            return path
+
+        watch = (troubles or Troubles()).watch
         lock = self._fetching.setdefault(blob.digest, asyncio.Lock())
         async with lock:
-            return await self._session.persist(
-                f"download {blob.digest}",
-                lambda: self._session.transfer(
-                    lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
-                ),
-            )
+            return await self._session.persist(f"download {blob.digest}", lambda: watch(step))
 
     async def _step(self) -> None:
         before = set(self._workers)
         held = [task_id for task_id in self._workers if task_id not in self._withdrawn]
-        request = pb.GetTaskRequest(held=held, runs=self._runs.numbers())
+        runs = {number: self._runs.get(number) for number in self._runs.numbers()}
+        request = pb.GetTaskRequest(held=held, runs=list(runs))
         reply = await self._session.training("GetTask", request, WAITING_CALL_S)
         for ended in reply.ended:
-            await self._end(ended.run, ended.status)
+            if self._runs.get(ended.run) is runs.get(ended.run):  # not started anew meanwhile
+                await self._end(ended.run, ended.status)
         offered = {task.id: task for task in reply.tasks}
         gone = set(self._workers) - set(offered)
         self._withdrawn = gone & self._answering  # the server's answer settles the state
@@ -178,8 +192,10 @@ class TaskLoop:
             outcome = TaskFailure(f"a defect of the site's program: {type(error).__name__}")
         finally:
             run.enter("idle")
+            run.troubles.held_up = ""
         if isinstance(outcome, TaskFailure):
             log.warning("task %s failed: %s", task_id, outcome.error)
+            run.troubles.note(f"task {task_id}: {outcome.error}")
             return await self._fail(task_id, outcome)
         return await self._submit(outcome)
 
@@ -187,7 +203,7 @@ class TaskLoop:
         model = None
         if task.model:
             run.enter("downloading")
-            model = await self.fetch(task.model)
+            model = await self.fetch(task.model, run.troubles)
             if task.id.kind == TRAIN:
                 run.last_model = model
         work = self._work / str(task.id).replace("/", "-")
@@ -213,8 +229,8 @@ class TaskLoop:
         if outcome.file:
             path = work / outcome.file
             self._filter(path, base)
-            if self._policy.max_examples is not None:
-                examples = min(examples, self._policy.max_examples)
+            if self.policy.max_examples is not None:
+                examples = min(examples, self.policy.max_examples)
             blob = ModelRef(*digest_of_file(path))
         entry = SpooledResult(
             task_id=task.id,
@@ -233,14 +249,14 @@ class TaskLoop:
         check_finite(arrays)
         if base:
             read_layout(base).manifest.check_same(read_layout(path).manifest, "update")
-        if not self._policy.filters:
+        if not self.policy.filters:
             return
         if base is None:
             raise FailedPreconditionError(
                 "no model was received since this site's restart that filters could compare with",
                 rule="policy filters",
             )
-        for item in self._policy.filters:
+        for item in self.policy.filters:
             arrays = FILTERS.create(item.name, item.args, "filters")(arrays, load(base))
         filtered = path.with_suffix(".filtered")
         save(filtered, arrays)
@@ -258,12 +274,16 @@ class TaskLoop:
         return await self._settle(entry, run)
 
     async def _settle(self, entry: SpooledResult, run: SiteRun | None) -> None:
+        troubles = run.troubles if run else Troubles()
         if run:
             run.enter("uploading")
         adopt = False
         try:
-            await self._session.persist(f"submit {entry.task_id}", lambda: self._send(entry))
+            await self._session.persist(
+                f"submit {entry.task_id}", lambda: troubles.watch(lambda: self._send(entry))
+            )
             adopt = True
+            self.counters.add("tasks_done")
         except (AlreadyExistsError, FailedPreconditionError, NotFoundError) as error:
             log.info("task %s: %s", entry.task_id, error)
         except (InvalidArgumentError, PermissionDeniedError) as error:
@@ -274,6 +294,7 @@ class TaskLoop:
         await asyncio.to_thread(
             self._spool.settle, entry.task_id, run.state if run and adopt else None
         )
+        troubles.held_up = ""
         if run:
             run.enter("idle")
 
@@ -285,6 +306,7 @@ class TaskLoop:
                 await self._session.transfer(
                     lambda channel, token: send_blob(channel, path, blob, task_id, token=token)
                 )
+                self.counters.add("sent_bytes", amount=blob.size)
             except (FailedPreconditionError, NotFoundError) as error:
                 # The task may be settled by this very result, its acknowledgement lost.
                 log.debug("upload for %s: %s", task_id, error)
@@ -310,6 +332,7 @@ class TaskLoop:
 
     async def _fail(self, task_id: TaskId, failure: TaskFailure) -> None:
         self._answering.add(str(task_id))
+        self.counters.add("tasks_failed")
         request = pb.SubmitResultRequest(
             task_id=str(task_id),
             failure=pb.TaskFailure(error=failure.error, traceback=failure.traceback),

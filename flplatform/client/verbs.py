@@ -74,6 +74,8 @@ class SiteVerb:
         reaches: (argv, site) -> whether the signed words mean this site.
         submitter: (signer, argv) -> whose run the command is about, for conditions such as
             `n:submitter`.
+        repeatable: whether the same order may come again while it is fresh, as after a restart of
+            this site: only for verbs that change nothing and tell no more the second time.
     """
 
     name: str
@@ -82,3 +84,4 @@ class SiteVerb:
     mutating: bool = False
     reaches: Callable[[Sequence[str], str], bool] = targets
     submitter: Callable[[Identity, Sequence[str]], Submitter] = nobodys
+    repeatable: bool = False

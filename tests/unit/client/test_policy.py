@@ -17,6 +17,8 @@ from flplatform.core.config import (
     SitePolicy,
 )
 from flplatform.core.errors import PermissionDeniedError
+from flplatform.security.authz import Request
+from flplatform.security.denials import Denial
 from flplatform.security.identity import Identity
 from flplatform.security.kit import Kit, Local
 
@@ -234,3 +236,33 @@ def test_the_owner_narrows_commands(site):
 )
 def test_the_grammar_of_targets(text, reached):
     assert targets(text.split(), "site-1") is reached
+
+
+# ---- who is revoked
+
+
+def denial(name: str, organisation: str = "", kind: Any = "admin") -> Denial:
+    at = datetime(2024, 5, 1, tzinfo=UTC)
+    return Denial(name, kind, organisation, False, at, "zoe", "left", b"")
+
+
+def test_nothing_of_a_revoked_name_runs_here(site):
+    policy = site()
+    check(policy, LEA, AMY)
+    policy._denials.add(denial("lea"))
+    for people in ((LEA,), (AMY, LEA), (LEA, AMY)):  # signed or written
+        assert "lea was revoked by zoe" in refused("revoked", policy, *people)
+    check(policy, AMY)
+    (verb,) = [verb for verb in basic_verbs(policy, lambda _: None, {}) if verb.name == "shutdown"]
+    with pytest.raises(PermissionDeniedError) as caught:
+        policy.check_command(LEA, ("shutdown", "all"), verb)
+    assert caught.value.rule == "revoked"
+    assert not policy.would(Request(LEA, "check_status", "view")).allowed
+
+
+def test_an_org_admin_s_denial_ends_at_the_organisation(site):
+    policy = site()
+    policy._denials.add(denial("lea", "elsewhere"))
+    check(policy, LEA)
+    policy._denials.add(denial("lea", "clinic"))
+    refused("revoked", policy, LEA)

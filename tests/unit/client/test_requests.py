@@ -14,6 +14,7 @@ from flplatform.client.policy import Policy
 from flplatform.client.requests import RequestAgent, basic_verbs
 from flplatform.client.seen import SeenIds
 from flplatform.client.site_runs import SiteRuns
+from flplatform.client.verbs import SiteVerb, everyone
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.audit import AuditLog, records
 from flplatform.security.signing import CommandOrder, Signed, StartOrder, sign_order
@@ -281,6 +282,25 @@ def test_a_replayed_command(people, site):
     again = command(people)  # signed anew, the same id
     refused(ask(restarted, "shutdown", again, request_id="r3"), "single use")
     assert site.stops == [False]
+
+
+def test_a_verb_that_may_come_again_does_so_only_while_its_order_is_fresh(people, site):
+    acted = []
+
+    async def act(asked):
+        acted.append(asked.request_id)
+        return {}
+
+    def agent():
+        return site.agent(verbs=[SiteVerb("logs", "view", act, reaches=everyone, repeatable=True)])
+
+    signed = command(people, "logs 3")
+    for number, each in enumerate((agent(), agent())):  # the second is a process of its own
+        assert ask(each, "logs", signed, request_id=f"r{number}").status == "ok"
+    assert acted == ["r0", "r1"]
+    stale = command(people, "logs 3", start_s=-200, end_s=-100)
+    refused(ask(agent(), "logs", stale), "not after")
+    refused(ask(agent(), "shutdown", signed), "signed verb")
 
 
 @pytest.mark.parametrize("topic", ["start", "shutdown"])

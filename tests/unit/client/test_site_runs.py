@@ -17,6 +17,7 @@ from flplatform.client.requests import StartBody
 from flplatform.client.site_runs import SiteRuns
 from flplatform.core.config import Environment, Environments, SitePolicy
 from flplatform.core.errors import (
+    FailedPreconditionError,
     InvalidArgumentError,
     PermissionDeniedError,
     ResourceExhaustedError,
@@ -296,13 +297,67 @@ def test_a_full_disk_leaves_nothing(world, monkeypatch):
     play(go())
 
 
-def test_a_run_number_stands_for_one_submission(world):
+def test_a_run_number_stands_for_one_job(world):
     async def go():
         runs = world.runs()
         await runs.accept(*world.offer(run=1, number=1))
         await refused(runs.accept(*world.offer(run=1, number=2)), error=InvalidArgumentError)
         again = world.runs()
         await refused(again.accept(*world.offer(run=1, number=2)), error=InvalidArgumentError)
+        await runs.close()
+
+    play(go())
+
+
+def test_a_run_is_started_anew_by_another_order(world, processes):
+    """A site that was withdrawn joins again, maybe before it has heard of its withdrawal."""
+    world.local(max_runs=1)
+    data = world.packed()
+
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer(run=1, number=1, data=data))
+        await settle()
+        first, (process,) = runs.get(1), processes.made
+        (world.home / "run-1" / "state").mkdir(exist_ok=True)
+        again = world.offer(run=1, number=2, data=data)
+        await runs.accept(*again)
+        await settle()
+        assert (process.state, runs.get(1) is first) == ("aborted", False)
+        assert processes.made[-1].state == "running"
+        assert not (world.home / "run-1" / "state").exists()
+        # Whoever still holds the old run gets no process out of it.
+        with pytest.raises(FailedPreconditionError, match="run 1 has ended here"):
+            await first.execute(TASK, None, world.folder)
+        await refused(runs.accept(*world.offer(run=1, number=1, data=data)), "single start")
+        assert runs.recorded(again[0], again[3]) is not None
+        await runs.close()
+
+    play(go())
+
+
+def test_a_run_that_is_ending_does_not_take_its_successor_along(world, processes, monkeypatch):
+    gate, data = asyncio.Event(), world.packed()
+
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer(run=1, number=1, data=data))
+        await settle()
+        aborting = processes.made[0].abort
+
+        async def slow() -> None:
+            await gate.wait()
+            await aborting()
+
+        monkeypatch.setattr(processes.made[0], "abort", slow)
+        ending = asyncio.create_task(runs.end(1, "withdrawn"))
+        await settle()
+        joining = asyncio.create_task(runs.accept(*world.offer(run=1, number=2, data=data)))
+        await settle()
+        gate.set()
+        await asyncio.gather(ending, joining)
+        assert runs.numbers() == [1]
+        assert (world.home / "run-1" / "start.json").exists()
         await runs.close()
 
     play(go())
@@ -523,6 +578,47 @@ def test_the_end_of_a_run(world, processes):
         assert spec.log.read_text() == "what happened"
         await runs.end(1, "finished")
         assert world.runs().numbers() == []
+
+    play(go())
+
+
+def test_whoever_follows_the_log_hears_its_lines_and_its_end(world, processes):
+    async def go():
+        heard = []
+        policy = Policy(world.kit, "sandbox")
+        runs = SiteRuns(
+            world.kit,
+            policy,
+            world.fetch,
+            lambda: world.trust,
+            lambda *_: None,
+            lambda *line: heard.append(line),
+            heard.append,
+        )
+        assert (runs.over(1), runs.submitter(1)) == (False, ("", ""))
+        await runs.accept(*world.offer())
+        await settle()
+        assert (runs.over(1), runs.submitter(1)) == (False, ("amy", world.offer()[2].organisation))
+        processes.made[0].spec.on_lines("now", "job", ["one"])
+        await runs.end(1, "finished")
+        await runs.end(2, "finished")
+        assert heard == [(1, "now", "job", ["one"]), 1]
+        assert (runs.over(1), runs.over(2)) == (True, False)
+        assert runs.submitter(1)[0] == "amy"
+        restarted = world.runs()
+        assert (restarted.over(1), restarted.submitter(1)) == (True, ("", ""))
+
+    play(go())
+
+
+def test_the_submitter_is_known_again_after_a_restart(world, processes):
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer())
+        await runs.close()
+        restarted = world.runs()
+        assert restarted.submitter(1)[0] == "amy"
+        await restarted.close()
 
     play(go())
 

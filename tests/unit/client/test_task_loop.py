@@ -14,6 +14,7 @@ from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
 from flplatform.client.spool import Spool, SpooledResult
 from flplatform.client.state import current_state
 from flplatform.client.task_loop import TaskLoop
+from flplatform.client.troubles import Troubles
 from flplatform.core.config import Component, SitePolicy
 from flplatform.core.errors import (
     AlreadyExistsError,
@@ -134,6 +135,7 @@ class FakeRun:
         self.state.mkdir(parents=True)
         self.turn = asyncio.Lock()
         self.last_model = None
+        self.troubles = Troubles()
         self.does: dict[str, list[object]] = {}
         self.phases: list[str] = []
 
@@ -837,5 +839,22 @@ def test_downloads_of_one_blob_never_overlap(world):
             second_gate.set()
             assert await second == await third
             assert len(session.calls) == 2
+
+    play(go())
+
+
+def test_a_run_that_was_started_anew_meanwhile_goes_on(world):
+    """The server ended it for this site, and then had the site join again by another order."""
+
+    async def go():
+        async with world.loop() as session:
+            await session.until(lambda: len(session.asked) == 1)
+            world.runs[7] = FakeRun(session, world.folder / "anew", 7)
+            session.offer(ended=[7, 8])
+            await session.until(lambda: len(session.asked) == 2)
+            assert world.ended == [(8, "finished")]
+            session.offer(ended=[7])
+            await session.until(lambda: len(session.asked) == 3)
+            assert [run for run, _ in world.ended] == [8, 7]
 
     play(go())

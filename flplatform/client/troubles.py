@@ -1,0 +1,61 @@
+"""What goes wrong in a run at its site: the last error lines, and what it is held up by now."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from flplatform.core.errors import (
+    FLError,
+    InternalError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+MAX_LINES = 5
+MAX_CHARS = 300
+
+RETRIED = (UnavailableError, ResourceExhaustedError, InternalError)
+"""Errors after which a site tries again, see `Session.persist`; the others are answers."""
+
+T = TypeVar("T")
+
+
+class Troubles:
+    """The last errors of one run; more than `MAX_LINES` push the oldest out.
+
+    Attributes:
+        held_up: a few words for the reported phase, empty while all is well.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[str, str]] = deque(maxlen=MAX_LINES)
+        self.held_up = ""
+
+    def note(self, text: str) -> None:
+        """Keep an error; the same again, as of a step that is tried again, takes its place."""
+        text = " ".join(text.split())[:MAX_CHARS]
+        if self._lines and self._lines[-1][1] == text:
+            self._lines.pop()
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._lines.append((now, text))
+
+    @property
+    def lines(self) -> list[dict[str, str]]:
+        """The errors, oldest first: `time` (UTC) and `text`."""
+        return [{"time": time, "text": text} for time, text in self._lines]
+
+    async def watch(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do a step that may be tried again and again; how it fails is noted.
+
+        Raises:
+            FLError: as `step` does.
+        """
+        try:
+            result = await step()
+        except FLError as error:
+            self.held_up = f"retries: {error.code}" if isinstance(error, RETRIED) else ""
+            self.note(str(error))
+            raise
+        self.held_up = ""
+        return result

@@ -8,6 +8,8 @@ import asyncio
 import dataclasses
 import json
 import logging
+import math
+import shlex
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,13 +24,15 @@ from flplatform.core.errors import (
 )
 from flplatform.hci.connection import Connection, ExitCode, Item
 from flplatform.hci.grammar import parse
-from flplatform.hci.operations import Operation, Operations
+from flplatform.hci.operations import LONG_S, Operation, Operations
 from flplatform.hci.register import CommandRegister
 from flplatform.hci.session_commands import SessionCommands
 from flplatform.hci.sessions import AdminSession
 from flplatform.hci.spec import SESSION_RIGHT, CommandSpec
 
 logger = logging.getLogger(__name__)
+
+_LINE = 80  # of what was typed, `ops` shows so many characters
 
 
 class Authorizer(Protocol):
@@ -82,6 +86,8 @@ class AdminServer:
         max_operations: commands that one session may have under way.
         max_pending: reply items that may wait for a reader.
         clock: monotonic seconds.
+        reauthenticate_s: age of a password check from which on sensitive commands want a new one.
+        all_right: the right to see and cancel what other users have under way.
 
     Raises:
         InternalError: a command of the register has the name of one of the session's own.
@@ -96,14 +102,18 @@ class AdminServer:
         max_operations: int = 16,
         max_pending: int = 64,
         clock: Callable[[], float] = time.monotonic,
+        reauthenticate_s: float = math.inf,
+        all_right: str = "operate",
     ) -> None:
         self.register = register
         self.operations = Operations(max_per_session=max_operations, clock=clock)
-        register.add(SessionCommands(register, self.operations))
+        register.add(SessionCommands(register, self.operations, self._demand_all))
         self._authorizer = authorizer
         self._audit = audit
         self._max_pending = max_pending
         self._clock = clock
+        self._all_right = all_right
+        self._reauthenticate_s = reauthenticate_s
         self._drains: set[asyncio.Task[None]] = set()
 
     async def execute(
@@ -113,10 +123,12 @@ class AdminServer:
         request: object = None,
         *,
         confirmed: bool = False,
+        reference: str = "",
     ) -> AsyncGenerator[Item, None]:
         """Carries out one command and yields its reply items.
 
-        The last item is `done`, or `confirm` when the command needs a yes and has none. Errors are
+        The last item is `done`, or `confirm` when the command needs a yes and has none, or
+        `reauthenticate` when it wants the password once more. Errors are
         items, never exceptions. Closing the generator cancels the handler, unless the command
         survives that.
 
@@ -125,21 +137,38 @@ class AdminServer:
             argv: name of the command and its words.
             request: the transport's own object; handlers find it in `Connection.request`.
             confirmed: whether the user has said yes to the command's question.
+            reference: the id under which the command is known elsewhere, for the audit.
         """
-        operation = self.operations.open(session, argv[0] if argv else "")
+        line = shlex.join(argv)
+        line = line if len(line) <= _LINE else line[: _LINE - 1] + "…"
+        operation = self.operations.open(session, argv[0] if argv else "", line)
         connection = Connection(
-            session, request, correlation_id=operation.id, max_pending=self._max_pending
+            session,
+            request,
+            correlation_id=operation.id,
+            reference=reference,
+            max_pending=self._max_pending,
+            keep=operation.keep,
         )
+
+        def lasts() -> None:
+            if not operation.transient:
+                operation.long = True
+                connection.announce()
+
+        announcement = asyncio.get_running_loop().call_later(LONG_S, lasts)
         task = asyncio.create_task(self._carry_out(operation, connection, argv, confirmed))
         self.operations.start(operation, task)
+        task.add_done_callback(lambda _: announcement.cancel())
         try:
             last = False
             while not last:
                 item = await connection.next_item()
-                last = item["type"] in ("done", "confirm")
+                last = item["type"] in ("done", "confirm", "reauthenticate")
                 yield item
         finally:
             if operation.detachable and not task.done():
+                operation.long = True
                 drain = asyncio.create_task(_drain(connection))
                 self._drains.add(drain)
                 drain.add_done_callback(self._drains.discard)
@@ -157,7 +186,7 @@ class AdminServer:
         self, operation: Operation, connection: Connection, argv: Sequence[str], confirmed: bool
     ) -> None:
         """Sends items up to the last one, whatever happens, unless the reader has gone."""
-        question = ""
+        question: str | None = ""
         try:
             question = await self._steps(operation, connection, argv, confirmed)
         except FLError as error:
@@ -174,15 +203,20 @@ class AdminServer:
             await connection.error(
                 InternalError(f"internal error {operation.id}; the server's log says more")
             )
-        if question:
+        if question is None:
+            await connection.reauthenticate()
+        elif question:
             await connection.confirm(question)
         else:
             await connection.done(self._clock() - operation.started)
 
     async def _steps(
         self, operation: Operation, connection: Connection, argv: Sequence[str], confirmed: bool
-    ) -> str:
-        """Carries the command out, or returns the question that must be answered first."""
+    ) -> str | None:
+        """Carries the command out, or returns the question that must be answered first.
+
+        None asks for the password.
+        """
         if not argv:
             raise InvalidArgumentError("no command")
         spec = self.register.find(argv[0])
@@ -193,6 +227,8 @@ class AdminServer:
         await self._authorise(spec, args, connection)
         if spec.confirm is not None and not confirmed and (question := await spec.confirm(args)):
             return question
+        if spec.reauthenticate and self._stale(connection.session):
+            return None
         if spec.mutating:
             try:
                 await self._record(spec, args, connection, "allowed")
@@ -202,8 +238,16 @@ class AdminServer:
                     f"nothing was done: the audit cannot be written ({operation.id})"
                 ) from error
         operation.detachable = spec.survives_disconnect
+        operation.transient = spec.transient
         await spec.handler(connection, args)
         return ""
+
+    def _demand_all(self, session: AdminSession, args: object) -> None:
+        """Refuses who may not see and cancel what others have under way."""
+        self._authorizer.check(session, self._all_right, "ops", args)
+
+    def _stale(self, session: AdminSession) -> bool:
+        return self._clock() - session.proved > self._reauthenticate_s
 
     async def _authorise(self, spec: CommandSpec[Any], args: Any, connection: Connection) -> None:
         try:
@@ -237,7 +281,11 @@ class AdminServer:
             spec.name,
             decision,
             reason=reason,
-            details={"session": session.id, "arguments": json.dumps(dataclasses.asdict(args))},
+            details={
+                "session": session.id,
+                "arguments": json.dumps(dataclasses.asdict(args)),
+                **({"order": connection.reference} if connection.reference else {}),
+            },
             correlation_id=connection.correlation_id,
         )
 

@@ -10,7 +10,8 @@ from flplatform.hci.grammar import looks_like_option, tokenise
 from flplatform.hci.view import Parameter, SpecView
 
 Dynamic = Callable[[str, str], Awaitable[list[str]]]
-"""(kind, prefix) -> values that exist now."""
+"""(kind, prefix) -> values that exist now; for one more of several words the kind is
+`KIND:FIRST WORD`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ async def complete(line: str, views: Sequence[SpecView], dynamic: Dynamic) -> li
     if parameter.options and parameter.many:
         cut = prefix.rfind(",") + 1
         head, prefix = head + prefix[:cut], prefix[cut:]
-    values = await _values(parameter, prefix, views, dynamic)
+    first = free[0] if parameter.many and free and not parameter.options else ""
+    values = await _values(parameter, prefix, views, dynamic, first)
     if parameter.many:
         taken = set(words) | set(head.rpartition("=")[2].split(","))
         values = [value for value in values if value[0] not in taken]
@@ -132,9 +134,9 @@ def _options(view: SpecView, used: set[str]) -> list[tuple[str, str]]:
 
 
 async def _values(
-    parameter: Parameter, prefix: str, views: Sequence[SpecView], dynamic: Dynamic
+    parameter: Parameter, prefix: str, views: Sequence[SpecView], dynamic: Dynamic, first: str
 ) -> list[tuple[str, str]]:
-    """[(value, what it is)]."""
+    """[(value, what it is)]; `first` is the first of the words that the next one continues."""
     if parameter.choices:
         return [(choice, "") for choice in parameter.choices]
     match parameter.complete:
@@ -142,11 +144,13 @@ async def _values(
             return []
         case "path":
             return [(path, "") for path in _paths(prefix)]
+        case kind if kind.startswith("path:"):
+            return _folders_with(kind.removeprefix("path:"), prefix)
         case "command":
             return [(view.name, view.summary) for view in views]
         case kind:
             try:
-                values = await dynamic(kind, prefix)
+                values = await dynamic(f"{kind}:{first}" if first else kind, prefix)
             except FLError:
                 return []
             return [(value, "") for value in values if value.isprintable()]
@@ -162,6 +166,14 @@ def _paths(prefix: str) -> list[str]:
         return []
     hidden = os.path.basename(prefix).startswith(".")
     return [os.path.join(folder, name) for name in names if hidden or not name.startswith(".")]
+
+
+def _folders_with(file: str, prefix: str) -> list[tuple[str, str]]:
+    """Folders that hold a file, and then those through which one may get to more."""
+    folders = [path for path in _paths(prefix) if path.endswith("/")]
+    marked = [path for path in folders if os.path.isfile(os.path.expanduser(path) + file)]
+    found = [(path.rstrip("/"), f"has {file}") for path in marked]
+    return found + [(path, "") for path in folders if path not in marked]
 
 
 def _candidates(

@@ -3,19 +3,23 @@
 Every item is a JSON-able dict with a "type":
 
     row       target, status, detail, cells {column: value}
-    table     name, columns, rows
+    table     name, columns, rows, marks [[row, column, `best` or `worst`]], verbatim
     text      text
     error     code, message, field, hint, rule
     progress  label, done, total (or null), unit
     plot      name, x, series {name: [y, ...]}
     data      name, value: the machine-readable result
     session   key, value: to be remembered by the console
+    reauthenticate  the last item of a command that waits for the password
     confirm   question; the last item of a command that waits for a yes
+    operation id: names the command for `ops` and `cancel`, when it is long
     done      exit_code, ok, failed, seconds; the last item of any other command
+
+Numbers are raw; the name of a cell or column tells the unit, see `hci.units`.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -77,7 +81,9 @@ class Connection:
         session: who asks.
         request: the transport's own object (such as the signed command); opaque here.
         correlation_id: the id under which the audit and the logs know this command.
+        reference: the id under which it is known elsewhere, for the audit.
         max_pending: items that may wait for the reader.
+        keep: is shown every item that is sent.
 
     Attributes:
         exit_code: set by a handler to end with a code of its own; None derives it.
@@ -89,15 +95,25 @@ class Connection:
         request: object = None,
         *,
         correlation_id: str = "",
+        reference: str = "",
         max_pending: int = 64,
+        keep: Callable[[Item], None] = lambda _: None,
     ) -> None:
         self.session = session
         self.request = request
         self.correlation_id = correlation_id
+        self.reference = reference
         self.exit_code: int | None = None
         self.statuses: dict[str, int] = {}
         self._error_code: int | None = None
         self._queue: asyncio.Queue[Item] = asyncio.Queue(max_pending)
+        self._keep = keep
+        self._order: list[str] = []  # targets whose rows have not been sent
+        self._held: dict[str, list[Item]] = {}  # rows that wait for those before them
+
+    def in_order(self, targets: Iterable[str]) -> None:
+        """Has the rows of these targets sent in this order, whichever comes first."""
+        self._order = list(dict.fromkeys(targets))
 
     async def row(
         self,
@@ -116,7 +132,22 @@ class Connection:
             detail: the rest of the sentence that the status begins.
         """
         self.statuses[status] = self.statuses.get(status, 0) + 1
-        await self._put("row", target=target, status=status, detail=detail, cells=dict(cells or {}))
+        item: Item = {"type": "row", "target": target, "status": status, "detail": detail}
+        item["cells"] = dict(cells or {})
+        if target not in self._order:
+            await self._send(item)
+            return
+        self._held.setdefault(target, []).append(item)
+        while self._order and self._order[0] in self._held:
+            for each in self._held.pop(self._order.pop(0)):
+                await self._send(each)
+
+    async def _release(self) -> None:
+        """Sends the rows that are held back."""
+        order, self._order = self._order, []
+        for target in order:
+            for each in self._held.pop(target, ()):
+                await self._send(each)
 
     async def failed(self, target: str, error: FLError) -> None:
         """The row of a target that answered with an error, or not at all."""
@@ -133,10 +164,31 @@ class Connection:
                 await self.row(target, status="error", detail=str(error))
 
     async def table(
-        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Scalar]],
+        *,
+        marks: Mapping[tuple[int, int], str] | None = None,
+        verbatim: bool = False,
     ) -> None:
-        """A table that is not one row per target."""
-        await self._put("table", name=name, columns=list(columns), rows=[list(row) for row in rows])
+        """A table that is not one row per target.
+
+        Args:
+            name: its name.
+            columns: their names, which tell units.
+            rows: cells in the order of the columns.
+            marks: (row, column) -> `best` or `worst`, for cells that stand out.
+            verbatim: the columns are names from elsewhere; they tell no unit.
+        """
+        await self._put(
+            "table",
+            name=name,
+            columns=list(columns),
+            rows=[list(row) for row in rows],
+            marks=[[row, column, mark] for (row, column), mark in (marks or {}).items()],
+            verbatim=verbatim,
+        )
 
     async def text(self, text: str) -> None:
         """Lines to read."""
@@ -146,6 +198,7 @@ class Connection:
         """An error of the command itself; without `exit_code` the first one decides the code."""
         if self._error_code is None:
             self._error_code = exit_code_of(error)
+        await self._release()
         await self._send(error_item(error))
 
     async def progress(self, label: str, done: float, total: float | None, unit: str = "") -> None:
@@ -166,9 +219,23 @@ class Connection:
         """Tells the console to keep a value for its session."""
         await self._put("session", key=key, value=value)
 
+    def announce(self) -> None:
+        """Tells the id of a command that lasts; left out when the reader is behind."""
+        if not self._queue.full():
+            self._queue.put_nowait({"type": "operation", "id": self.correlation_id})
+
+    async def replay(self, items: Iterable[Item]) -> None:
+        """Sends the items of an earlier reply again; its rows do not count as answers."""
+        for item in items:
+            await self._send(item)
+
     async def confirm(self, question: str) -> None:
         """Ends the stream with a question; a yes sends the command again."""
         await self._put("confirm", question=question)
+
+    async def reauthenticate(self) -> None:
+        """Ends the stream with a demand for the password; who proves it sends the command again."""
+        await self._put("reauthenticate")
 
     async def done(self, seconds: float) -> None:
         """Ends the stream: 0 when all is well, 3 when every target refused, else 1 or the error's.
@@ -189,7 +256,10 @@ class Connection:
         return await self._queue.get()
 
     async def _put(self, kind: str, **fields: Any) -> None:
+        if kind not in ("data", "progress", "session"):  # they stand beside the rows
+            await self._release()
         await self._send({"type": kind, **fields})
 
     async def _send(self, item: Item) -> None:
+        self._keep(item)
         await self._queue.put(item)

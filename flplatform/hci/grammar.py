@@ -30,6 +30,38 @@ def tokenise(line: str) -> list[str]:
         ) from error
 
 
+def redirection(line: str) -> tuple[str, str, bool]:
+    """Splits `COMMAND > FILE` or `COMMAND >> FILE`; a quoted `>` is a word like any other.
+
+    Returns:
+        The command, the file or "", and whether to append.
+
+    Raises:
+        InvalidArgumentError: not exactly one file follows.
+    """
+    quote, escaped, before = "", False, " "
+    for i, char in enumerate(line):
+        if escaped:
+            escaped = False
+        elif char == "\\" and quote != "'":
+            escaped = True
+        elif quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char == ">" and before.isspace():
+            append = line.startswith(">>", i)
+            files = tokenise(line[i + 1 + append :])
+            if len(files) != 1:
+                raise InvalidArgumentError(
+                    f"one file follows {'>>' if append else '>'}",
+                    hint="quote a > that is part of the command",
+                )
+            return line[:i], files[0], append
+        before = char
+    return line, "", False
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean NAME?` for the nearest known word, or ""."""
     near = difflib.get_close_matches(word, list(known), n=1)

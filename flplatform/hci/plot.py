@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.text import Text
 
 from flplatform.hci.escape import escape
+from flplatform.hci.units import number
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column] of a character
@@ -19,6 +20,7 @@ def plot(
     width: int = 60,
     height: int = 8,
     colour: bool = True,
+    ends: tuple[int, int] | None = None,
 ) -> Text:
     """Curves over the common x axis 1, 2, ..., drawn with one y scale.
 
@@ -32,6 +34,7 @@ def plot(
         width: characters of the drawing, without its y labels.
         height: lines of each drawing.
         colour: whether colours can be told apart.
+        ends: what the first and the last value stand at; default 1 and their number.
     """
     curves = {escape(label): _points(values) for label, values in series.items()}
     values = [y for points in curves.values() for _, y in points]
@@ -45,12 +48,13 @@ def plot(
         for index, label in enumerate(group):
             style = _COLOURS[index % len(_COLOURS)] if colour else ""
             picture.append("  " + label, style=style)
-        gutter = max(len(f"{low:.4g}"), len(f"{high:.4g}"))
+        gutter = max(len(number(low)), len(number(high)))
         for row, line in enumerate(_draw(group, low, high, last, width, height)):
-            value = f"{high:.4g}" if row == 0 else f"{low:.4g}" if row == height - 1 else ""
+            value = number(high) if row == 0 else number(low) if row == height - 1 else ""
             picture.append(f"\n{value:>{gutter}} │").append(line)
-        end = f"{escape(x)} {last}"
-        picture.append(f"\n{'':>{gutter}} └1{end:>{width - 1}}\n")
+        begin, until = ends or (1, last)
+        end = f"{escape(x)} {until}"
+        picture.append(f"\n{'':>{gutter}} └{begin}{end:>{width - len(str(begin))}}\n")
     picture.rstrip()
     return picture
 

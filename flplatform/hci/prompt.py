@@ -16,8 +16,10 @@ from prompt_toolkit.output import Output
 from flplatform.hci.completion import complete
 from flplatform.hci.connection import ExitCode
 from flplatform.hci.escape import escape
-from flplatform.hci.shell import Shell, Transport
+from flplatform.hci.shell import Shell
+from flplatform.hci.transport import Transport
 
+_STATUS_S = 1.0  # the prompt must not wait long for a slow server
 _COMPLETION_S = 2.0  # a slow server must not hold up typing
 
 
@@ -52,7 +54,7 @@ async def interact(
 
     async def ask(question: str, hidden: bool) -> str:
         asking: PromptSession[str] = PromptSession(input=input, output=output)
-        return await asking.prompt_async(question, is_password=hidden)
+        return await asking.prompt_async(f"  {question}", is_password=hidden)
 
     shell.asker = ask
     shell.leaving = False
@@ -63,11 +65,22 @@ async def interact(
             except KeyboardInterrupt:
                 continue
             await shell.run_command(line)
+            if line.strip() and not shell.leaving:
+                await _refresh(shell.transport)
     except EOFError:
         pass
     finally:
         shell.asker = None
     return ExitCode.OK
+
+
+async def _refresh(transport: Transport) -> None:
+    """Has the prompt show what the last command has changed, if that is known at once."""
+    try:
+        async with asyncio.timeout(_STATUS_S):
+            await transport.refresh()
+    except TimeoutError:
+        pass
 
 
 class ShellCompleter(Completer):
@@ -92,8 +105,9 @@ class ShellCompleter(Completer):
             document.text_before_cursor, self._transport.specs(), self._dynamic
         )
         for candidate in candidates:
+            ends = len(candidates) == 1 and not candidate.text.endswith(("/", "'/"))
             yield Completion(
-                candidate.text,
+                candidate.text + " " * ends,  # as in a shell: the only one is a whole word
                 start_position=-candidate.replaces,
                 display=escape(candidate.shown),
                 display_meta=escape(candidate.about),

@@ -11,30 +11,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, TextIO
 
 from rich.console import Console, RenderableType
-from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from flplatform.hci.connection import Item
 from flplatform.hci.escape import escape, escape_lines
+from flplatform.hci.layout import Cell, Column, paragraph, table, total
 from flplatform.hci.plot import plot
+from flplatform.hci.units import OF, Unit, fraction, heading, shown, unit_of
 
 JSON_SCHEMA: Final = "flplatform.command/1"
 """Names the form of `JsonRenderer`'s object."""
 
 _WIDE = 100_000  # columns of a pipe: a line is never broken
 _STATUS_STYLES = {"ok": "green", "refused": "yellow"}
+_MARKS = {"best": ("bold green", "*"), "worst": ("red", "")}  # style, what a pipe shows
 _STATUS_TEXTS = {
     "error": "error: {}",
     "refused": "refused: {}",
@@ -66,9 +68,13 @@ class TextRenderer:
         out: where the reply goes.
         err: where errors go.
         env: for `NO_COLOR`, `TERM` and `COLUMNS`.
+        live: whether progress may be drawn.
     """
 
-    def __init__(self, out: TextIO, err: TextIO, env: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, out: TextIO, err: TextIO, env: Mapping[str, str] = os.environ, *, live: bool = True
+    ) -> None:
+        self._live = live
         self._out = _console(out, env)
         self._err = _console(err, env)
         self._indent = "  " if out.isatty() else ""
@@ -94,17 +100,21 @@ class TextRenderer:
             return
         self._ok += sum(row["status"] == "ok" for row in rows)
         self._failed += sum(row["status"] != "ok" for row in rows)
-        columns = list(dict.fromkeys(column for row in rows for column in row["cells"]))
+        names = list(dict.fromkeys(column for row in rows for column in row["cells"]))
+        columns = _columns(names, [[row["cells"].get(name) for name in names] for row in rows])
+        targets = Column("TARGET", [Cell(escape(row["target"])) for row in rows])
         statuses = [_status(row) for row in rows]
-        if any(status.plain != "ok" for status in statuses) or not columns:
-            cells = [
-                [row["target"], status, *(row["cells"].get(column) for column in columns)]
-                for row, status in zip(rows, statuses, strict=True)
-            ]
-            self._table(["target", "status", *columns], cells)
+        notes: list[str] = []
+        if any(status.text != "ok" for status in statuses) or not columns:
+            long = [targets, Column("STATUS", statuses), *columns]
+            if total(long) <= self._room or len(columns) < 2:
+                columns = long
+            else:  # the sentences do not fit beside the cells: below them they do
+                notes = ["" if status.text == "ok" else status.text for status in statuses]
+                columns = [targets, *columns]
         else:
-            cells = [[row["target"], *map(row["cells"].get, columns)] for row in rows]
-            self._table(["target", *columns], cells)
+            columns = [targets, *columns]
+        self._table(columns, notes)
 
     def finish(self, _: int, seconds: float, /) -> None:
         """Shows what is held back, and after rows one summary line."""
@@ -126,48 +136,50 @@ class TextRenderer:
             return
         self.flush()
         if kind == "text":
-            lines = escape_lines(str(item["text"])).split("\n")
-            self._print(self._out, Text("\n".join(self._indent + line for line in lines)))
+            self._text(escape_lines(str(item["text"])))
         elif kind == "table":
-            self._table([str(column) for column in item["columns"]], item["rows"])
+            self._table(_table_columns(item))
         elif kind == "plot":
             colour = self._out.color_system is not None
-            width = max(min(self._out.width - 16, 60), 10)
+            width = max(min(self._out.width - 16, 100), 10)
             self._print(
                 self._out,
                 plot(str(item["name"]), str(item["x"]), item["series"], width=width, colour=colour),
             )
         elif kind == "error":
             self._error(item)
+        elif kind == "operation":
+            if self._live and self._out.is_terminal:
+                self._text(f"operation {escape(str(item['id']))}: cancel ends it, ops shows it")
         elif kind != "data":
             raise ValueError(kind)
 
     def _error(self, item: Item) -> None:
         field = f"{item['field']}: " if item.get("field") else ""
         rule = f" (rule: {item['rule']})" if item.get("rule") else ""
-        self._print(
-            self._err, Text(escape_lines(f"error: {field}{item['message']}{rule}"), style="red")
-        )
+        if item.get("rule") and str(item["rule"]) in str(item["message"]):
+            rule = ""  # it has been said
+        text = escape_lines(f"error: {field}{item['message']}{rule}")
+        self._print(self._err, Text(_wrapped(text, self._err), style="red"))
         if item.get("hint"):
-            self._print(self._err, Text(escape_lines(f"  {item['hint']}")))
+            hint = escape_lines(f"  {item['hint']}")
+            self._print(self._err, Text(_wrapped(hint, self._err)))
 
-    def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for index, column in enumerate(columns):
-            values = [row[index] for row in rows if row[index] is not None]
-            numeric = bool(values) and all(_is_number(value) for value in values)
-            table.add_column(
-                Text(escape(column).replace("_", " ").upper()),
-                justify="right" if numeric else "left",
-                overflow="fold",
-            )
-        for row in rows:
-            table.add_row(*map(_cell, row))
-        self._width = self._out.measure(table).maximum
-        self._print(self._out, Padding(table, (0, 0, 0, len(self._indent)), expand=False))
+    def _text(self, text: str) -> None:
+        lines = (self._indent + line for line in text.split("\n"))
+        self._print(self._out, Text("\n".join(_wrapped(line, self._out) for line in lines)))
+
+    @property
+    def _room(self) -> int:
+        return self._out.width - len(self._indent)
+
+    def _table(self, columns: Sequence[Column], notes: Sequence[str] = ()) -> None:
+        lines = table(columns, self._out.width, notes, self._indent)
+        self._width = max(line.cell_len for line in lines) - len(self._indent)
+        self._print(self._out, Text("\n").join(lines))
 
     def _progress(self, item: Item) -> None:
-        if not self._out.is_terminal or self._out.is_dumb_terminal:
+        if not self._live or not self._out.is_terminal or self._out.is_dumb_terminal:
             return
         if self._bar is None or self._bar.unit != item["unit"]:
             self.flush()
@@ -186,10 +198,11 @@ class TextRenderer:
 
 
 class JsonRenderer:
-    """One JSON object per command, on one line.
+    """One JSON object per command, on one line; `docs/json.md` describes it.
 
     Its keys: `schema`, `command`, `ok`, `exit_code`, `rows` (items of type row), `tables`, `plots`,
-    `data` {name: value}, `text`, `errors`, `seconds`. A number that is not finite is null.
+    `data` {name: value}, `text`, `errors`, `operation`, `seconds`. A number that is not finite is
+    null.
 
     Args:
         out: where the object goes.
@@ -201,6 +214,7 @@ class JsonRenderer:
         self._command = command
         self._items: dict[str, list[Any]] = {}
         self._data: dict[str, Any] = {}
+        self._operation: str | None = None
 
     def show(self, item: Item) -> None:
         """Keeps an item."""
@@ -209,6 +223,8 @@ class JsonRenderer:
             self._data[str(item.get("name"))] = item.get("value")
         elif kind == "text":
             self._items.setdefault("text", []).append(item.get("text"))
+        elif kind == "operation":
+            self._operation = str(item.get("id"))
         elif kind in ("row", "table", "plot", "error"):
             fields = {key: value for key, value in item.items() if key != "type"}
             self._items.setdefault(kind, []).append(fields)
@@ -230,11 +246,19 @@ class JsonRenderer:
             "data": self._data,
             "text": items.get("text", []),
             "errors": items.get("error", []),
+            "operation": self._operation,
             "seconds": round(seconds, 6),
         }
         # ASCII only: no byte of the reply can steer a terminal.
         self._out.write(json.dumps(_finite(document), allow_nan=False) + "\n")
         self._out.flush()
+
+
+class _Speed(TransferSpeedColumn):
+    """As rich has it, but nothing while nothing is known."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.finished_speed or task.speed else Text("")
 
 
 class _Bar:
@@ -243,7 +267,7 @@ class _Bar:
     def __init__(self, console: Console, unit: str) -> None:
         self.unit = unit
         amounts: list[ProgressColumn] = (
-            [DownloadColumn(), TransferSpeedColumn()]
+            [DownloadColumn(), _Speed()]
             if unit == "B"
             else [MofNCompleteColumn(), TextColumn(escape(unit), markup=False)]
         )
@@ -303,29 +327,78 @@ def _row(item: Item) -> Item:
     }
 
 
-def _status(row: Item) -> Text:
+def _status(row: Item) -> Cell:
     status, detail = row["status"], row["detail"]
     if status in _STATUS_TEXTS:
-        shown = _STATUS_TEXTS[status].format(detail)
+        text = _STATUS_TEXTS[status].format(detail)
     else:
-        shown = f"{status}: {detail}" if detail else status
-    return Text(escape(shown.rstrip(": ")), _STATUS_STYLES.get(status, "red"))
+        text = f"{status}: {detail}" if detail else status
+    return Cell(escape(text.rstrip(": ")), _STATUS_STYLES.get(status, "red"))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Column]:
+    """Columns whose names tell their units; a whole joins its part: `4/15`."""
+    places = {name: index for index, name in enumerate(names)}
+    columns = []
+    for name, index in places.items():
+        if name.endswith(OF) and name.removesuffix(OF) in places:
+            continue
+        unit, values = unit_of(name), [row[index] for row in rows]
+        cells = [_cell(value, unit) for value in values]
+        if name + OF in places:
+            wholes = [_cell(row[places[name + OF]], unit) for row in rows]
+            cells = [
+                Cell(fraction(part.text, whole.text)) if value is not None else part
+                for value, part, whole in zip(values, cells, wholes, strict=True)
+            ]
+        columns.append(Column(escape(heading(name)), cells, _numeric(values), unit == "at"))
+    return columns
 
 
-def _cell(value: Any) -> Text:
-    if isinstance(value, Text):
-        return value
+def _table_columns(item: Item) -> list[Column]:
+    """The columns of a table.
+
+    Raises:
+        KeyError, TypeError, ValueError, IndexError: the item is not a table.
+    """
+    names, rows = [str(name) for name in item["columns"]], item["rows"]
+    if not item.get("verbatim") and len(set(names)) == len(names):
+        return _columns(names, rows)
+    marks = {(row, column): _MARKS[mark] for row, column, mark in item.get("marks", ())}
+    columns = []
+    for index, name in enumerate(names):
+        values = [row[index] for row in rows]
+        cells = [
+            Cell(_cell(value).text, *marks.get((number, index), ("", "")))
+            for number, value in enumerate(values)
+        ]
+        columns.append(Column(escape(name), cells, _numeric(values)))
+    return columns
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    there = [value for value in values if value is not None]
+    return bool(there) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in there
+    )
+
+
+def _cell(value: Any, unit: Unit = "") -> Cell:
     if value is None:
-        return Text("–")
+        return Cell("–")
     if isinstance(value, bool):
-        return Text("yes" if value else "no")
-    if isinstance(value, float):
-        return Text(f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}")
-    return Text(escape(value if isinstance(value, str) else json.dumps(value)))
+        return Cell("yes" if value else "no")
+    if isinstance(value, int | float | str):
+        text = shown(value, unit)
+        return Cell(escape(text), "yellow" if unit == "days" and text.endswith("!") else "")
+    return Cell(escape(json.dumps(value)))
+
+
+def _wrapped(text: str, console: Console) -> str:
+    """Lines of a text, wrapped at words on a terminal."""
+    if not console.is_terminal:
+        return text
+    return "\n".join(paragraph(line, console.width) for line in text.split("\n"))
 
 
 def _finite(value: Any) -> Any:

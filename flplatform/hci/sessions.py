@@ -14,6 +14,11 @@ from typing import Any
 
 from flplatform.core.errors import InvalidArgumentError, UnauthenticatedError
 
+MAX_PAUSE_S = 30.0
+MAX_ADDRESSES = 10_000
+MAX_FAILURES = 1000
+_ADDRESS = "address "
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +35,8 @@ class AdminSession:
         fingerprint: of the certificate that the session is bound to.
         created: monotonic seconds.
         last_used: monotonic seconds.
+        proved: when the password was last checked, monotonic seconds.
+        reply_timeout_s: how long those whom a command asks may take; None for the default.
     """
 
     id: str
@@ -40,6 +47,8 @@ class AdminSession:
     fingerprint: str
     created: float
     last_used: float
+    proved: float = 0.0
+    reply_timeout_s: float | None = None
 
 
 class Sessions:
@@ -84,7 +93,7 @@ class Sessions:
         digest = _digest(token)
         now = self.clock()
         session = AdminSession(
-            digest.hex()[:12], user, role, organisation, peer, fingerprint, now, now
+            digest.hex()[:12], user, role, organisation, peer, fingerprint, now, now, now
         )
         self._by_digest[digest] = session
         return token, session
@@ -116,9 +125,21 @@ class Sessions:
                 return True
         return False
 
-    def close_user(self, user: str) -> int:
-        """Ends all sessions of a user, as after a change of password or role; returns how many."""
-        return sum(self.close(session.id) for session in self.live() if session.user == user)
+    def close_user(self, user: str, keep: str = "") -> int:
+        """Ends all sessions of a user, as after a change of password or role; returns how many.
+
+        Args:
+            user: whose.
+            keep: id of a session that goes on.
+        """
+        mine = [each for each in self.live() if each.user == user and each.id != keep]
+        return sum(self.close(session.id) for session in mine)
+
+    def expires_s(self, session: AdminSession) -> float:
+        """Seconds until a session ends if nothing more is asked in it."""
+        now = self.clock()
+        idle = session.last_used + self._idle_s - now
+        return max(0.0, min(idle, session.created + self._absolute_s - now))
 
     def live(self) -> list[AdminSession]:
         """The live sessions, oldest first; ends those past their limits."""
@@ -141,11 +162,20 @@ def login_refused() -> UnauthenticatedError:
     return UnauthenticatedError("sign-in refused", hint="check name and password, or wait a while")
 
 
+def address_key(peer: str) -> str:
+    """The key under which an address is counted: without its port; "" for none."""
+    host = peer.rpartition(":")[0]
+    return f"{_ADDRESS}{host}" if host else ""
+
+
 class LoginThrottle:
     """Bounds guessing: so many failed sign-ins per user and certificate in a sliding window.
 
     A certificate with `limit * 4` failures over all users is locked for every user; what happens
     on one certificate never locks another. So the state is bounded by the valid certificates.
+
+    An address with `limit * 8` failures, more than one certificate can cause, has to wait between
+    two attempts: twice as long for each further failure, up to `MAX_PAUSE_S`.
 
     Args:
         limit: failures after which a user is locked on a certificate.
@@ -165,10 +195,15 @@ class LoginThrottle:
         self._clock = clock
         self._failures: dict[str, list[tuple[float, str]]] = {}  # fingerprint -> (when, user)
 
-    def attempt(self, user: str, fingerprint: str) -> None:
+    def attempt(self, user: str, fingerprint: str, peer: str = "") -> None:
         """Counts an attempt as failed until `succeeded`; call it before the password is checked.
 
         Counting first leaves no gap for attempts made at the same time.
+
+        Args:
+            user: who is to be signed in.
+            fingerprint: of the certificate that is presented.
+            peer: network address with port, as gRPC writes it; "" is not counted.
 
         Raises:
             UnauthenticatedError: locked; the same error as for a wrong password.
@@ -176,11 +211,32 @@ class LoginThrottle:
         recent = self._recent(fingerprint)
         if len(recent) >= 4 * self._limit or sum(u == user for _, u in recent) >= self._limit:
             raise login_refused()
+        key = address_key(peer)
+        if key:
+            failures = self._recent(key)
+            beyond = len(failures) - 8 * self._limit
+            pause_s = min(2.0**beyond, MAX_PAUSE_S) if beyond >= 0 else 0.0
+            if failures and self._clock() - failures[-1][0] < pause_s:
+                raise login_refused()
+            self._failures[key] = [*failures[-MAX_FAILURES:], (self._clock(), user)]
+            self._forget_addresses()
         self._failures[fingerprint] = [*recent, (self._clock(), user)]
 
-    def succeeded(self, user: str, fingerprint: str) -> None:
-        """Forgets the failures of this user on this certificate."""
+    def succeeded(self, user: str, fingerprint: str, peer: str = "") -> None:
+        """Forgets the failures of this user on this certificate, and this attempt's address."""
         self._keep(fingerprint, [f for f in self._recent(fingerprint) if f[1] != user])
+        if key := address_key(peer):
+            failures = self._recent(key)
+            mine = [each for each in failures if each[1] == user]
+            if mine:
+                failures.remove(mine[-1])
+            self._keep(key, failures)
+
+    def _forget_addresses(self) -> None:
+        """Bound the addresses: the ones that came first go first."""
+        addresses = [key for key in self._failures if key.startswith(_ADDRESS)]
+        for key in addresses[: max(0, len(addresses) - MAX_ADDRESSES)]:
+            del self._failures[key]
 
     def dump(self) -> dict[str, list[list[Any]]]:
         """The state as a JSON-able dict: fingerprint -> [[when, user], ...]."""

@@ -11,9 +11,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import aclosing
-from typing import Any, Protocol, TextIO, TypeAlias
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
 
 from flplatform.core.errors import (
     DeadlineExceededError,
@@ -26,41 +35,15 @@ from flplatform.core.errors import (
 )
 from flplatform.hci.connection import ExitCode, Item, error_item, exit_code_of
 from flplatform.hci.escape import escape, escape_lines
-from flplatform.hci.grammar import parse_words, tokenise
+from flplatform.hci.files import file_problem, private_file
+from flplatform.hci.grammar import parse_words, redirection, tokenise
 from flplatform.hci.register import unknown_command
 from flplatform.hci.render import JsonRenderer, Renderer, TextRenderer
-from flplatform.hci.view import SpecView, help_page
+from flplatform.hci.screen import Screen, Sheet, now
+from flplatform.hci.transport import Transport
+from flplatform.hci.view import SpecView, help_page, overview
 
 logger = logging.getLogger(__name__)
-
-
-class Transport(Protocol):
-    """The way to the server; it connects again by itself when a command needs it."""
-
-    def specs(self) -> list[SpecView]:
-        """The commands, as fetched at sign-in."""
-        ...
-
-    def execute(self, argv: list[str], confirmed: bool) -> AsyncGenerator[Item, None]:
-        """Sends a command and yields its reply items, the last of which is `done` or `confirm`.
-
-        Raises:
-            UnavailableError: there is no connection.
-            FLError: the server refused the call as such.
-        """
-        ...
-
-    async def complete(self, kind: str, prefix: str) -> list[str]:
-        """Values of a kind that exist now and begin with a prefix."""
-        ...
-
-    def prompt(self) -> str:
-        """The prompt, with the state that a user wants in sight."""
-        ...
-
-    def toolbar(self) -> str:
-        """The line at the bottom, such as the last event."""
-        ...
 
 
 Asker: TypeAlias = Callable[[str, bool], Awaitable[str]]
@@ -68,6 +51,10 @@ Asker: TypeAlias = Callable[[str, bool], Awaitable[str]]
 
 LocalAction: TypeAlias = Callable[[list[str], "Shell"], Awaitable[int]]
 """(words with the command's name, shell) -> exit code; it shows what it has by `Shell.show`."""
+
+
+Prover: TypeAlias = Callable[["Shell"], Awaitable[None]]
+"""Proves once more who is at the console; raises FLError if that fails."""
 
 
 class Shell:
@@ -88,7 +75,9 @@ class Shell:
         remembered: what commands told the console to remember.
         timeout_s: longest wait for the next part of a reply; None for no limit.
         asker: asks the user; None when there is no one to ask.
+        prover: gives the server the password once more; None when that cannot be done.
         leaving: whether `bye` was said.
+        interrupted: whether Ctrl-C ended the command in hand.
     """
 
     def __init__(
@@ -107,7 +96,10 @@ class Shell:
         self.remembered: dict[str, Any] = {}
         self.timeout_s: float | None = None
         self.asker: Asker | None = None
+        self.prover: Prover | None = None
         self.leaving = False
+        self.interrupted = False
+        self._live = True  # whether progress may be drawn
         self._out = out or sys.stdout
         self._err = err or sys.stderr
         self._env = env
@@ -137,6 +129,8 @@ class Shell:
             if code and not first:
                 first = code
             if code and (not keep_going or code == ExitCode.INTERRUPTED):
+                if isinstance(lines, Sequence) and number == len(lines):
+                    break  # nothing is left out
                 print(f"stopped at line {number}: {escape(line.strip())}", file=self._err)
                 break
             if self.leaving:
@@ -147,6 +141,22 @@ class Shell:
         """Runs one line, shows its reply, and returns its exit code; Ctrl-C interrupts it."""
         if not line.strip():
             return ExitCode.OK
+        try:
+            command, path, append = redirection(line)
+            if not path:
+                return await self._show_reply(line)
+            file = private_file(Path(path).expanduser(), append)
+            with file, self._drawing_on(file):
+                code = await self._show_reply(command)
+            if self.terminal is not None:
+                print(f"  written to {escape(path)}", file=self._out)
+            return code
+        except FLError as error:
+            return self._failed(error)
+        except OSError as error:
+            return self._failed(FailedPreconditionError(file_problem(error)))
+
+    async def _show_reply(self, line: str) -> int:
         before, self._renderer = self._renderer, self._new_renderer(line.strip())
         started = self._clock()
         try:
@@ -155,6 +165,14 @@ class Shell:
         finally:
             self._renderer.flush()  # if interrupted, a progress bar gives the cursor back
             self._renderer = before
+        return code
+
+    def _failed(self, error: FLError) -> int:
+        """Shows an error of a line that could not even begin."""
+        renderer = self._new_renderer("")
+        renderer.show(error_item(error))
+        code = _exit_code(error)
+        renderer.finish(code, 0.0)
         return code
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
@@ -176,8 +194,15 @@ class Shell:
             raise unknown_command(name, views)
         return views[name]
 
-    async def remote(self, argv: list[str], *, confirmed: bool = False) -> int:
+    async def remote(
+        self, argv: list[str], *, confirmed: bool = False, proved: bool = False
+    ) -> int:
         """Has the server carry out a command, shows the reply, and returns the exit code.
+
+        Args:
+            argv: the words.
+            confirmed: whether the user has said yes to the command's question.
+            proved: whether the password was given for this command already.
 
         Raises:
             DeadlineExceededError: the next part of the reply took longer than `timeout_s`.
@@ -185,8 +210,9 @@ class Shell:
             FLError: the server refused the call as such.
         """
         question: str | None = None
+        wanted = False  # the password
         async with aclosing(self.transport.execute(argv, confirmed)) as reply:
-            while question is None:
+            while question is None and not wanted:
                 try:
                     async with asyncio.timeout(self.timeout_s):
                         item = await anext(reply, None)
@@ -199,12 +225,20 @@ class Shell:
                         return code
                     case {"type": "confirm", "question": str(asked)}:
                         question = asked
+                    case {"type": "reauthenticate"}:
+                        wanted = True
                     case {"type": "session", "key": str(key), "value": value}:
                         self.remembered[key] = value
                     case _:
                         self.show(item)
+        if wanted:
+            if proved or self.prover is None:
+                raise UnauthenticatedError("the server wants the password once more")
+            await self.prover(self)
+            return await self.remote(argv, confirmed=confirmed, proved=True)
+        assert question is not None
         if not confirmed and await self.confirm(question):
-            return await self.remote(argv, confirmed=True)
+            return await self.remote(argv, confirmed=True, proved=proved)
         self.show({"type": "text", "text": "nothing was done"})
         return ExitCode.INTERRUPTED
 
@@ -247,10 +281,36 @@ class Shell:
         finally:
             self._listen()  # the prompt took Ctrl-C for itself
 
-    def clear(self) -> None:
-        """Clears the screen, if there is one."""
-        if self._out.isatty() and not self._as_json:
-            self._out.write("\x1b[H\x1b[2J")
+    @property
+    def terminal(self) -> TextIO | None:
+        """Where replies go if that is a terminal that can be drawn on, else None."""
+        dumb = self._env.get("TERM") in ("dumb", "unknown")
+        return self._out if self._out.isatty() and not self._as_json and not dumb else None
+
+    @property
+    def out(self) -> TextIO | None:
+        """Where replies go as text, None for JSON."""
+        return None if self._as_json else self._out
+
+    async def draw(self, line: str, sheet: Sheet, *, width: int | None = None) -> int:
+        """As `run_command`, but the reply, errors too, goes to a sheet of this width."""
+        before = self._env
+        if width is not None:
+            self._env = {**before, "COLUMNS": str(max(width, 20))}
+        try:
+            with self._drawing_on(sheet, sheet):
+                return await self.run_command(line)
+        finally:
+            self._env = before
+
+    @contextmanager
+    def _drawing_on(self, out: TextIO, err: TextIO | None = None) -> Iterator[None]:
+        before = self._out, self._err, self._live
+        self._out, self._err, self._live = out, err or self._err, self._live and err is None
+        try:
+            yield
+        finally:
+            self._out, self._err, self._live = before
 
     async def _run(self, line: str) -> int:
         """Carries out a line; an error is shown and becomes the exit code."""
@@ -260,7 +320,7 @@ class Shell:
             self.show(error_item(error))
             return _exit_code(error)
         except OSError as error:  # of a local action: a file, a disk
-            self.show(error_item(FailedPreconditionError(str(error))))
+            self.show(error_item(FailedPreconditionError(file_problem(error))))
             return ExitCode.FAILED
         except Exception as error:
             logger.exception("the console failed in %r", line)
@@ -282,6 +342,7 @@ class Shell:
         """Awaits work as a task of its own, which Ctrl-C cancels."""
         if self._task is not None:  # a command within a command
             return await work
+        self.interrupted = False
         before = signal.getsignal(signal.SIGINT)
         self._task = task = asyncio.ensure_future(work)
         try:
@@ -303,12 +364,17 @@ class Shell:
         """Lets Ctrl-C cancel the command; only a main thread can."""
         if self._task is not None and _is_main_thread():
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGINT, self._task.cancel)
+            loop.add_signal_handler(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self) -> None:
+        if self._task is not None:
+            self.interrupted = True
+            self._task.cancel()
 
     def _new_renderer(self, line: str) -> Renderer:
         if self._as_json:
             return JsonRenderer(self._out, line)
-        return TextRenderer(self._out, self._err, self._env)
+        return TextRenderer(self._out, self._err, self._env, live=self._live)
 
 
 def _is_main_thread() -> bool:
@@ -332,9 +398,9 @@ async def _help(argv: list[str], shell: Shell) -> int:
     if name:
         shell.show({"type": "text", "text": help_page(shell.view(name))})
         return ExitCode.OK
-    rows = [[view.module, view.name, view.summary] for view in shell.transport.specs()]
-    columns = ["module", "command", "summary"]
-    shell.show({"type": "table", "name": "commands", "columns": columns, "rows": rows})
+    views = shell.transport.specs()
+    shell.show({"type": "text", "text": overview(views)})
+    shell.show({"type": "data", "name": "commands", "value": [view.to_dict() for view in views]})
     return ExitCode.OK
 
 
@@ -349,20 +415,46 @@ async def _timeout(argv: list[str], shell: Shell) -> int:
 
 
 async def _watch(argv: list[str], shell: Shell) -> int:
+    """Repeats a command; Ctrl-C is how it is meant to end, and so no failure."""
     values = shell.parse(argv)
     view = shell.view(values["command"][0])
-    if view.mutating or view.local in _BUILT_IN:
+    if view.mutating or view.local in _NOT_WATCHED:
         raise InvalidArgumentError(f"{view.name} cannot be watched")
     line = shlex.join(values["command"])
+    shell.parse(values["command"])  # a usage error is said once, and here
+    try:
+        if shell.terminal is None:
+            return await _repeat(shell, line, values["every"], values["times"], None)
+        with Screen(shell.terminal) as screen:
+            return await _repeat(shell, line, values["every"], values["times"], screen)
+    except asyncio.CancelledError:
+        if shell.interrupted:
+            return ExitCode.OK
+        raise
+
+
+async def _repeat(
+    shell: Shell, line: str, every_s: float, times: int, screen: Screen | None
+) -> int:
     looks = 0
     while True:
-        shell.clear()
-        code = await shell.run_command(line)
+        if screen is not None:
+            sheet = Sheet()
+            code = await shell.draw(line, sheet)
+            left = f"every {every_s:g} s: {escape(line)}   (Ctrl-C ends)"
+            screen.draw(left, now(), sheet.getvalue())
+        else:
+            if shell.out is not None:
+                print(f"── {now()}  {escape(line)}", file=shell.out, flush=True)
+            code = await shell.run_command(line)
         looks += 1
-        if looks == values["times"] or code == ExitCode.USAGE:
+        if looks == times or code == ExitCode.USAGE:
             return code
-        await asyncio.sleep(values["every"])
+        await asyncio.sleep(every_s)
 
+
+_NOT_WATCHED = frozenset({"help", "bye", "timeout", "watch", "wait", "dashboard"})
+"""Local actions that are no single look."""
 
 _BUILT_IN: Mapping[str, LocalAction] = {
     "help": _help,

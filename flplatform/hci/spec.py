@@ -55,8 +55,8 @@ def argument(
     Args:
         help: what it is, in a few words.
         choices: the only legal values; a `Literal` brings its own.
-        complete: kind of the values for completion; `path` and `command` are the console's own,
-            any other is asked of the server.
+        complete: kind of the values for completion; `path`, `path:FILE` (folders that hold this
+            file first) and `command` are the console's own, any other is asked of the server.
         option: spellings, the first one canonical (`--follow -f`); "" makes it positional.
         rest: takes all remaining words; only for the last positional, a tuple.
         verbatim: as `rest`, and after its first word no word is read as an option.
@@ -100,6 +100,8 @@ class CommandSpec(Generic[ArgsT]):
         local: the console's action that carries the command out, or "" for the server.
         needs: what must be there before, in words, for the help page.
         survives_disconnect: whether the handler goes on when the one who asked has gone.
+        transient: whether its reply is worth nothing afterwards, such as an endless stream.
+        reauthenticate: whether it wants a password check of the last minutes.
     """
 
     name: str
@@ -115,6 +117,8 @@ class CommandSpec(Generic[ArgsT]):
     local: str = ""
     needs: tuple[str, ...] = ()
     survives_disconnect: bool = False
+    reauthenticate: bool = False
+    transient: bool = False
 
 
 class CommandModule(Protocol):

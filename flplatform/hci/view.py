@@ -9,7 +9,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -57,7 +57,10 @@ class Parameter(BaseModel):
 
 
 class SpecView(BaseModel):
-    """The wire form of a `CommandSpec`: all but the code."""
+    """The wire form of a `CommandSpec`: all but the code.
+
+    `allowed` says whether the user's role can ever carry it out.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -73,6 +76,8 @@ class SpecView(BaseModel):
     local: str = ""
     needs: tuple[str, ...] = ()
     confirms: bool = False
+    reauthenticate: bool = False
+    allowed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The view as a JSON-able dict."""
@@ -118,6 +123,7 @@ def view_of(spec: CommandSpec[Any], module: str = "") -> SpecView:
         local=spec.local,
         needs=spec.needs,
         confirms=spec.confirm is not None,
+        reauthenticate=spec.reauthenticate,
     )
 
 
@@ -210,22 +216,51 @@ def help_page(view: SpecView) -> str:
             notes = []
             if parameter.choices:
                 notes.append("one of " + ", ".join(parameter.choices))
-            if parameter.kind != "flag" and parameter.default not in (None, "", ()):
-                notes.append(f"default {parameter.default}")
+            default = parameter.default
+            if isinstance(default, tuple):
+                default = " ".join(map(str, default))
+            if default not in (None, "", False) and "default" not in parameter.help:
+                notes.append(f"default {default}")
             note = f" ({'; '.join(notes)})" if notes else ""
             lines.append(f"  {name:<{width}}  {parameter.help}{note}")
     lines.append("")
-    lines.append(f"  right     {view.permission}")
+    lines.append(f"  right     {view.permission}{'' if view.allowed else ': not for your role'}")
     for title, text in (
         ("legal", view.states),
         ("needs", ", ".join(view.needs)),
         ("also", ", ".join(view.aliases)),
         ("confirm", "asked for before it starts" if view.confirms else ""),
+        ("password", "asked for if the last time is long ago" if view.reauthenticate else ""),
     ):
         if text:
             lines.append(f"  {title:<8}  {text}")
     lines.extend(f"  example   {example}" for example in view.examples)
     return "\n".join(lines)
+
+
+def overview(views: Iterable[SpecView]) -> str:
+    """All commands by module, as lines of text; those that the role cannot use come last."""
+    modules: dict[str, list[SpecView]] = {}
+    refused: list[str] = []
+    for view in views:
+        if view.allowed:
+            modules.setdefault(view.module, []).append(view)
+        else:
+            refused.append(view.name)
+    names = {
+        view.name: ", ".join((view.name, *view.aliases))
+        for each in modules.values()
+        for view in each
+    }
+    width = max(map(len, names.values()), default=0)
+    lines: list[str] = []
+    for module, each in modules.items():
+        lines += [*([""] if lines else []), module]
+        lines += [f"  {names[view.name]:<{width}}  {view.summary}" for view in each]
+    if refused:
+        lines += ["", f"not for your role  {', '.join(refused)}"]
+    note = "help COMMAND explains one; COMMAND > FILE writes its reply into a file, >> adds to it"
+    return "\n".join([*lines, "", note])
 
 
 def schema(view: SpecView) -> dict[str, Any]:

@@ -10,9 +10,18 @@ import contextvars
 import inspect
 import logging
 import secrets
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,6 +87,7 @@ class Guard(aio.ServerInterceptor):
             to another certificate.
         rules: full method name → rule; a method that is missing is refused.
         refused: told about every refusal, for the audit.
+        took: told how long each call took: (`rpc`, its method and outcome, seconds).
     """
 
     def __init__(
@@ -86,7 +96,9 @@ class Guard(aio.ServerInterceptor):
         check_token: Callable[[Caller], None],
         rules: Mapping[str, Rule],
         refused: Callable[[str, str, str, FLError], None],
+        took: Callable[[str, str, float], None] = lambda *_: None,
     ) -> None:
+        self._took = took
         self._identify = identify
         self._check_token = check_token
         self._rules = rules
@@ -180,6 +192,25 @@ class Guard(aio.ServerInterceptor):
             self._refused(method, presented.identity.name, presented.peer, error)
             raise
 
+    @contextmanager
+    def _timed(self, method: str) -> Iterator[None]:
+        """Tell how long a call took, and how it ended."""
+        started, outcome = time.monotonic(), "ok"
+        try:
+            yield
+        except FLError as error:
+            outcome = error.code
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "cancelled"
+            raise
+        except Exception:
+            outcome = "internal"
+            raise
+        finally:
+            name = f"{method.rpartition('/')[2]} {outcome}"
+            self._took("rpc", name, time.monotonic() - started)
+
     def _single(
         self,
         method: str,
@@ -187,16 +218,22 @@ class Guard(aio.ServerInterceptor):
         behaviour: Callable[..., Awaitable[Any]],
         streaming: bool = False,
     ) -> Callable[..., Awaitable[Any]]:
+        async def checked(request: Any, context: Any) -> Any:
+            presented = admit(context)
+            if streaming:
+                request = _Checked(request, partial(self._recheck, method, presented, context))
+            self._enter(presented)
+            try:
+                reply = await behaviour(request, context)
+            finally:
+                self._leave(presented)
+            self._recheck(method, presented, context)  # a call may have waited for long
+            return reply
+
         async def call(request: Any, context: Any) -> Any:
             try:
-                presented = admit(context)
-                if streaming:
-                    request = _Checked(request, partial(self._recheck, method, presented, context))
-                self._enter(presented)
-                try:
-                    return await behaviour(request, context)
-                finally:
-                    self._leave(presented)
+                with self._timed(method):
+                    return await checked(request, context)
             except (asyncio.CancelledError, aio.AbortError):
                 raise
             except Exception as error:  # noqa: BLE001 - the one place that turns errors to statuses
@@ -212,15 +249,16 @@ class Guard(aio.ServerInterceptor):
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                presented = admit(context)
-                self._enter(presented)
-                try:
-                    async with aclosing(behaviour(request, context)) as items:
-                        async for item in items:
-                            self._recheck(method, presented, context)
-                            yield item
-                finally:
-                    self._leave(presented)
+                with self._timed(method):
+                    presented = admit(context)
+                    self._enter(presented)
+                    try:
+                        async with aclosing(behaviour(request, context)) as items:
+                            async for item in items:
+                                self._recheck(method, presented, context)
+                                yield item
+                    finally:
+                        self._leave(presented)
             except (asyncio.CancelledError, aio.AbortError, GeneratorExit):
                 raise
             except Exception as error:  # noqa: BLE001 - as above

@@ -21,6 +21,7 @@ from grpc import aio
 from flplatform.core.errors import (
     DataLossError,
     DeadlineExceededError,
+    FLError,
     InvalidArgumentError,
     UnavailableError,
 )
@@ -39,6 +40,9 @@ OFFSET_KEY = "flp-offset"
 
 STALL_S = 60.0
 """A stream that brings nothing for so long is ended; what came stays and can be resumed."""
+
+BROKEN_WRITE = "Internal error from Core"
+"""What grpc says of a write into a connection that has broken."""
 
 T = TypeVar("T")
 
@@ -75,6 +79,8 @@ class BlobService:
         slots: bound the transfers at work.
         workers: threads for file I/O and digests.
         committed: told of each upload that is whole and, if it had to be, a model as admitted.
+        refused: told of each upload that is refused: (caller, transfer id, error).
+        moved: told of bytes: (`received_bytes` or `sent_bytes`, whose, how many).
     """
 
     def __init__(
@@ -85,13 +91,17 @@ class BlobService:
         slots: Slots,
         workers: Executor,
         committed: Callable[[Caller, str, ModelRef], None] = lambda *_: None,
+        refused: Callable[[Caller, str, FLError], None] = lambda *_: None,
+        moved: Callable[[str, str, int], None] = lambda *_: None,
     ) -> None:
+        self._moved = moved
         self._blobs = blobs
         self._admit = admit
         self._release = release
         self._slots = slots
         self._workers = workers
         self._committed = committed
+        self._refused = refused
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handler to add to an aio server: bytes in, bytes out, no protobuf between."""
@@ -120,16 +130,20 @@ class BlobService:
         blob = _blob(header.blob)
         if not 0 < len(header.transfer_id) <= 300:
             raise InvalidArgumentError("must have 1 to 300 characters", field="transfer_id")
-        manifest = self._admit(caller(), header.transfer_id, blob)
-        async with self._slots.take(caller().identity.name):
-            writer: BlobWriter = await self._open(
-                lambda writer: writer.suspend(),
-                self._blobs.receive,
-                header.transfer_id,
-                blob,
-                manifest,
-            )
-            committed = await self._receive(stream, context, blob, writer)
+        try:
+            manifest = self._admit(caller(), header.transfer_id, blob)
+            async with self._slots.take(caller().identity.name):
+                writer: BlobWriter = await self._open(
+                    lambda writer: writer.suspend(),
+                    self._blobs.receive,
+                    header.transfer_id,
+                    blob,
+                    manifest,
+                )
+                committed = await self._receive(stream, context, blob, writer)
+        except FLError as error:
+            self._refused(caller(), header.transfer_id, error)
+            raise
         if committed:
             self._committed(caller(), header.transfer_id, blob)
         return pb.UploadReply(committed=committed).SerializeToString()
@@ -149,6 +163,7 @@ class BlobService:
                 if chunk is None:
                     break
                 received += len(chunk)
+                self._moved("received_bytes", caller().identity.name, len(chunk))
                 work = self._workers.submit(writer.write, chunk)
             if work is not None:
                 await asyncio.wrap_future(work)
@@ -193,6 +208,7 @@ class BlobService:
                         raise DataLossError(f"{wanted.digest} ends at byte {offset} of {size}")
                     offset += len(chunk)
                     ahead = self._workers.submit(os.pread, handle, CHUNK_BYTES, offset)
+                    self._moved("sent_bytes", caller().identity.name, len(chunk))
                     yield chunk
             finally:
                 if ahead is None or ahead.done():
@@ -271,7 +287,10 @@ async def send_blob(
         reply = pb.UploadReply.FromString(await call)
     except aio.AioRpcError as error:
         # A write that fails puts a status of its own over the one that the server has sent.
-        raise from_rpc(next((each for each in answers if has_error(each)), error)) from None
+        said = next((each for each in answers if has_error(each)), None)
+        if said is None and error.details() == BROKEN_WRITE:
+            raise UnavailableError("the connection broke") from None
+        raise from_rpc(said or error) from None
     finally:
         call.cancel()
         os.close(handle)

@@ -331,3 +331,123 @@ def test_another_error_of_the_question_is_shown(session):
     world, items = run(session, "drop", changes={"confirm": ask})
     assert items[-1]["exit_code"] == 2
     assert "handle" not in world.log
+
+
+async def ops(server: AdminServer, session, *words: str) -> list[dict]:
+    return [item async for item in server.execute(session, ["ops", *words])]
+
+
+def test_a_command_that_lasts_tells_its_id_and_its_reply_is_kept(session, monkeypatch):
+    monkeypatch.setattr("flplatform.hci.admin_server.LONG_S", 0.01)
+
+    async def main() -> None:
+        world = World()
+        reply = world.server.execute(session, ["drop", "wait"])
+        items = [await anext(reply), await anext(reply)]
+        assert [item["type"] for item in items] == ["text", "operation"]
+        op = items[1]["id"]
+        world.release.set()
+        items += [item async for item in reply]
+        again = dataclasses.replace(session, id="after the reconnect")
+        table, data, done = await ops(world.server, again)
+        assert table["rows"] == [[op, "drop wait", "ended", table["rows"][0][3], 0, None]]
+        assert data["value"][0]["op"] == op
+        kept = await ops(world.server, again, op)
+        assert [item["text"] for item in kept if item["type"] == "text"] == [
+            *("waiting", *map(str, range(20))),
+            "drop wait: ended with exit code 0",
+        ]
+        error, _ = await ops(world.server, dataclasses.replace(session, user="max"), "0" * 16)
+        assert error["code"] == "not_found"
+        error, done = [item async for item in world.server.execute(session, ["cancel", op])]
+        assert error["message"] == "drop wait has ended"
+
+    asyncio.run(main())
+
+
+def test_the_result_of_a_command_without_a_reader_can_be_fetched(session):
+    async def main() -> None:
+        world = World(survives_disconnect=True)
+        async with aclosing(world.server.execute(session, ["drop", "wait"])) as items:
+            await anext(items)
+        table, *_ = await ops(world.server, session)
+        ((op, _, state, *_),) = table["rows"]
+        assert state == "running"
+        (operation,) = world.server.operations.live()
+        world.release.set()
+        await operation.task
+        kept = await ops(world.server, session, op)
+        assert kept[-3]["text"] == "drop wait: ended with exit code 0"
+        assert kept[-1]["exit_code"] == 0
+        await world.server.close()
+
+    asyncio.run(main())
+
+
+def test_the_operations_of_others_need_a_right(session):
+    async def main() -> None:
+        world = World(survives_disconnect=True)
+        reader = asyncio.create_task(world.run(session, "drop wait"))
+        while "handle" not in world.log:
+            await asyncio.sleep(0)
+        other = dataclasses.replace(session, user="max", id="other")
+        text, *_ = await ops(world.server, other)
+        assert text["text"] == "nothing is under way"
+        table, *_ = await ops(world.server, other, "--all")
+        ((op, *_, user),) = table["rows"]
+        assert user == session.user
+        world.denied = PermissionDeniedError("max may not ops", rule="role member")
+        for words in (["ops", "--all"], ["ops", op], ["cancel", op]):
+            error, done = [item async for item in world.server.execute(other, words)]
+            assert (error["rule"], done["exit_code"]) == ("role member", 3)
+        world.release.set()
+        await reader
+
+    asyncio.run(main())
+
+
+def test_a_transient_reply_is_neither_announced_nor_kept(session, monkeypatch):
+    monkeypatch.setattr("flplatform.hci.admin_server.LONG_S", 0.1)
+
+    async def main() -> None:
+        world = World(transient=True)
+        reader = asyncio.create_task(world.run(session, "drop wait"))
+        while "handle" not in world.log:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.2)
+        (operation,) = world.server.operations.live()
+        world.release.set()
+        items = await reader
+        assert {item["type"] for item in items} == {"text", "done"}
+        assert not operation.items
+        assert world.server.operations.listed() == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("age_s", "wanted"), [(299, False), (301, True)])
+def test_a_sensitive_command_wants_a_young_password_check(session, age_s, wanted):
+    """After the question, and before anything is audited or done."""
+
+    def prepare(world):
+        register = CommandRegister([world])
+        clock = lambda: session.proved + age_s  # noqa: E731
+        world.server = AdminServer(register, world, world, reauthenticate_s=300, clock=clock)
+        world.question = "sure?"
+
+    changes = {"reauthenticate": True}
+    world, items = run(session, "drop x", prepare, changes, confirmed=True)
+    kinds = [item["type"] for item in items]
+    assert kinds == (["reauthenticate"] if wanted else ["done"])
+    assert ("handle" in world.log, bool(world.records)) == (not wanted, not wanted)
+    _, items = run(session, "drop x", prepare, changes)
+    assert items[-1]["type"] == "confirm"
+    _, items = run(session, "drop x", prepare, confirmed=True)  # an ordinary command
+    assert items[-1]["type"] == "done"
+
+
+def test_the_audit_has_the_reference_under_which_others_know_the_command(session):
+    world, _ = run(session, "drop x", reference="5" * 32)
+    ((*_, details, _id),) = world.records
+    assert details["order"] == "5" * 32
+    assert world.seen.reference == "5" * 32

@@ -49,6 +49,7 @@ VIEWS = [
 
 
 async def dynamic(kind: str, prefix: str) -> list[str]:
+    kind = kind.partition(":")[0]
     return {"target": ["cleveland", "hungary", "new york", "bad\x1b"], "n": ["1", "12"]}[kind]
 
 
@@ -134,3 +135,35 @@ def test_no_line_breaks_it_and_what_it_offers_is_one_word(line):
     for candidate in asyncio.run(complete("check_status client " + line, VIEWS, dynamic)):
         assert len(tokenise(candidate.text)) == 1
         assert 0 <= candidate.replaces <= len("check_status client " + line)
+
+
+def test_one_more_word_is_asked_for_with_the_first():
+    asked = []
+
+    async def ask(kind: str, prefix: str) -> list[str]:
+        asked.append((kind, prefix))
+        return []
+
+    texts("check_status client ", ask)
+    texts("check_status client cleveland hu", ask)
+    assert asked == [("target", ""), ("target:cleveland", "hu")]
+
+
+def test_folders_that_hold_the_file_come_first(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class JobArguments:
+        job: str = argument(help="job", complete="path:job.yml")
+
+    view = view_of(CommandSpec("submit", "s", JobArguments, nothing, "view", False, ("submit",)))
+    for name in ("archive", "heart", "hearts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "heart" / "job.yml").touch()
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    found = asyncio.run(complete("submit ", [view], dynamic))
+    assert [(c.text, c.about) for c in found] == [
+        ("heart", "has job.yml"),
+        ("archive/", ""),
+        ("hearts/", ""),
+    ]
+    assert [c.text for c in asyncio.run(complete("submit he", [view], dynamic))][0] == "heart"

@@ -32,7 +32,7 @@ def replies(session, handler, **options) -> list[dict]:
 def test_every_item_is_plain_json(session):
     async def handler(c: Connection) -> None:
         await c.row("a", {"state": "up", "load": None}, status="ok", detail="d")
-        await c.table("t", ("x", "y"), [(1, 2.5)])
+        await c.table("t", ("x", "y"), [(1, 2.5)], marks={(0, 1): "best"})
         await c.text("hello")
         await c.error(PermissionDeniedError("no", field="f", hint="h", rule="r"))
         await c.progress("up", 1, None, "B")
@@ -50,7 +50,8 @@ def test_every_item_is_plain_json(session):
             "detail": "d",
             "cells": {"state": "up", "load": None},
         },
-        {"type": "table", "name": "t", "columns": ["x", "y"], "rows": [[1, 2.5]]},
+        {"type": "table", "name": "t", "columns": ["x", "y"], "rows": [[1, 2.5]]}
+        | {"marks": [[0, 1, "best"]], "verbatim": False},
         {"type": "text", "text": "hello"},
         {
             "type": "error",
@@ -149,3 +150,34 @@ def test_confirm_carries_the_question(session):
         await c.confirm("sure?")
 
     assert replies(session, handler) == [{"type": "confirm", "question": "sure?"}]
+
+
+def test_rows_are_sent_in_the_order_that_was_said(session):
+    async def handler(c: Connection) -> None:
+        c.in_order(["b", "a", "silent", "c"])
+        await c.row("a", {"n": 1})
+        await c.data("soon", 1)
+        await c.row("other")
+        await c.row("b")
+        await c.row("c")
+        await c.text("what follows the rows")
+
+    items = replies(session, handler)
+    assert [item.get("target", item["type"]) for item in items] == [
+        *("data", "other", "b", "a", "c", "text", "done"),
+    ]
+    assert items[-1]["ok"] == 4
+
+
+def test_rows_that_wait_are_sent_before_an_error_and_at_the_end(session):
+    async def failing(c: Connection) -> None:
+        c.in_order(["b", "a"])
+        await c.row("a")
+        await c.error(UnavailableError("gone"))
+
+    async def ending(c: Connection) -> None:
+        c.in_order(["b", "a"])
+        await c.row("a")
+
+    assert [item["type"] for item in replies(session, failing)] == ["row", "error", "done"]
+    assert [item["type"] for item in replies(session, ending)] == ["row", "done"]

@@ -20,8 +20,8 @@ def test_a_rising_curve():
 
 
 def test_a_flat_curve_and_a_single_point():
-    assert lines({"a": [5.0, 5.0]}, width=2, height=1)[1] == "5 │⠉⠉"
-    assert lines({"a": [5.0]}, width=2, height=1)[1] == "5 │⠁"
+    assert lines({"a": [5.0, 5.0]}, width=2, height=1)[1] == "5.000 │⠉⠉"
+    assert lines({"a": [5.0]}, width=2, height=1)[1] == "5.000 │⠁"
 
 
 def test_values_that_are_not_finite_leave_gaps():
@@ -56,3 +56,7 @@ def test_any_values_can_be_drawn(series):
     for colour in (True, False):
         for line in lines(series, width=10, height=3, colour=colour):
             assert "\x1b" not in line
+
+
+def test_the_axis_may_begin_anywhere():
+    assert lines({"a": [1, 2]}, width=14, height=1, ends=(101, 400))[-1].endswith("└101   step 400")

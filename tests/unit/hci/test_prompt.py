@@ -28,6 +28,7 @@ class FakeTransport:
         self.down = False
         self.question = ""
         self.slow = False
+        self.refreshed = 0
 
     def specs(self):
         return self.views
@@ -46,6 +47,9 @@ class FakeTransport:
         if self.slow:
             await asyncio.sleep(10)
         return ["6f1d", "77aa"]
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
 
     def prompt(self) -> str:
         return "fl\x1b > "
@@ -87,6 +91,7 @@ def world() -> World:
 def test_lines_are_commands_until_bye(world):
     assert world.type("whoami\rops\rbye\rwhoami\r") == 0
     assert world.commands == ["whoami", "ops"]
+    assert world.transport.refreshed == 2, "the prompt shows what a command has changed"
     assert world.shell.asker is None
 
 
@@ -146,7 +151,7 @@ def completions(transport: FakeTransport, line: str) -> list:
 def test_the_completer_offers_commands_and_values():
     transport = FakeTransport()
     (completion,) = completions(transport, "can")
-    assert (completion.text, completion.start_position) == ("cancel", -3)
+    assert (completion.text, completion.start_position) == ("cancel ", -3)
     assert "cancels a command" in completion.display_meta_text
     assert [c.text for c in completions(transport, "cancel ")] == ["6f1d", "77aa"]
     assert list(ShellCompleter(transport).get_completions(Document(""), CompleteEvent())) == []

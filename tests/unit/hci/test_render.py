@@ -30,13 +30,13 @@ def text_of(*items: dict, terminal: bool = False, env: dict | None = None) -> tu
 
 def test_rows_are_aligned_and_summed_up():
     out, err = text_of(
-        row("server", state="serving", last_seen=None, load=0.25),
-        row("cleveland", state="training", last_seen="0.1 s", load=12.0),
+        row("server", state="serving", last_seen_s=None, load=0.25),
+        row("cleveland", state="training", last_seen_s=0.1, load=12.0),
     )
     assert out == (
         "TARGET     STATE     LAST SEEN  LOAD\n"
-        "server     serving   –          0.25\n"
-        "cleveland  training  0.1 s        12\n"
+        "server     serving           –  .250\n"
+        "cleveland  training      0.1 s    12\n"
         "2 ok                          0.04 s\n"
     )
     assert err == ""
@@ -80,7 +80,7 @@ def test_a_table_a_text_and_no_summary():
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.123456, "0.1235"), (123456.7, "123457"), (1e20, "1e+20"), (math.nan, "nan"), ([1], "[1]")],
+    [(0.123456, ".123"), (123456.7, "123457"), (1e20, "1e+20"), (math.nan, "nan"), ([1], "[1]")],
 )
 def test_values(value, shown):
     out, _ = text_of({"type": "table", "name": "m", "columns": ["x"], "rows": [[value]]})
@@ -248,6 +248,7 @@ def test_json_is_one_documented_object():
         "data": {"result": {"n": 1}},
         "text": ["hello\x1b"],
         "errors": [{"code": "x", "message": "bad"}],
+        "operation": None,
         "seconds": 0.25,
     }
     assert "\x1b" not in out.getvalue()

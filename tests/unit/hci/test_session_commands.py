@@ -37,8 +37,9 @@ def server() -> AdminServer:
 
 
 def test_help_lists_and_explains(server, session):
-    table, done = asyncio.run(run(server, session, "help"))
-    assert ["session", "whoami", "shows who is signed in"] in table["rows"]
+    text, done = asyncio.run(run(server, session, "help"))
+    assert text["text"].startswith("session\n  help, ? ")
+    assert "\n  whoami           shows who is signed in\n" in text["text"]
     assert done["exit_code"] == 0
     page, _ = asyncio.run(run(server, session, "?", "watch"))
     assert page["text"].startswith("watch [--every SECONDS] [--times N] COMMAND…")
@@ -70,9 +71,10 @@ def test_ops_lists_and_cancel_ends(session):
         server = AdminServer(CommandRegister([Module("hang", hang)]), Allowing(), Allowing())
         reader = asyncio.create_task(run(server, session, "hang"))
         await asyncio.sleep(0.01)
-        table, _ = await run(server, session, "ops")
+        table, data, _ = await run(server, session, "ops")
         (op,) = [row[0] for row in table["rows"] if row[1] == "hang"]
         row, done = await run(server, session, "cancel", op)
+        assert data["value"][0]["state"] == "running"
         assert row["cells"] == {"command": "hang"}
         assert done["exit_code"] == 0
         error, done = await reader

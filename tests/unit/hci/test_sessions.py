@@ -209,3 +209,49 @@ def test_never_more_than_the_limit_in_any_window(attempts):
             passed.append((user, clock.now))
     for user, when in passed:
         assert sum(u == user and 0 <= when - t < 900 for u, t in passed) <= 5
+
+
+def test_an_address_waits_longer_after_each_failure_beyond_what_one_certificate_can_cause():
+    clock = Clock()
+    guard = throttle(clock)
+    peer = "ipv4:10.0.0.1:5000"
+    for number in range(40):  # of several certificates, each within its own limit
+        guard.attempt(f"user-{number}", f"f{number}", f"ipv4:10.0.0.1:{number + 1000}")
+    with pytest.raises(UnauthenticatedError):
+        guard.attempt("amy", "fresh", peer)
+    guard.attempt("amy", "fresh", "ipv4:10.0.0.2:5000")  # elsewhere nobody waits
+    clock.now += 1.0
+    guard.attempt("amy", "other", peer)
+    clock.now += 1.0
+    with pytest.raises(UnauthenticatedError):
+        guard.attempt("amy", "third", peer)
+    clock.now += 1.0
+    guard.attempt("amy", "third", peer)
+    guard.succeeded("amy", "third", peer)
+    again = throttle(clock)
+    again.load(json.loads(json.dumps(guard.dump())))
+    again.attempt("amy", "fourth", peer)
+    with pytest.raises(UnauthenticatedError):  # a restart forgets nothing
+        again.attempt("amy", "fifth", peer)
+
+
+def test_one_certificate_never_slows_down_its_neighbours():
+    clock = Clock()
+    guard = throttle(clock)
+    for number in range(100):
+        try:
+            guard.attempt(f"user-{number}", "bad", "ipv4:10.0.0.1:1")
+        except UnauthenticatedError:
+            break
+    guard.attempt("amy", "good", "ipv4:10.0.0.1:2")
+
+
+def test_sessions_of_a_user_end_but_for_one(sessions, clock):
+    mine, other = [opened(sessions), opened(sessions)], opened(sessions, "ben")
+    kept = sessions.get(mine[1], "f0")
+    assert sessions.close_user("amy", keep=kept.id) == 1
+    assert [each.user for each in sessions.live()] == ["amy", "ben"]
+    assert sessions.get(other, "f0").user == "ben"
+    clock.now += 30
+    assert sessions.expires_s(kept) == 70.0
+    assert kept.proved == 1000.0

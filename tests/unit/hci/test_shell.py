@@ -20,6 +20,7 @@ from flplatform.hci.register import CommandRegister
 from flplatform.hci.session_commands import SessionCommands
 from flplatform.hci.shell import Shell
 from flplatform.hci.spec import CommandSpec, argument
+from tests.support.replies import VALIDATOR
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class FakeTransport:
 
     async def complete(self, kind, prefix):
         return ["one", "two"]
+
+    async def refresh(self) -> None: ...
 
     def prompt(self) -> str:
         return "fl > "
@@ -349,7 +352,7 @@ def test_ask_without_a_terminal():
 def test_help_needs_no_server():
     world = World()
     assert world.run("help") == 0
-    assert "things   look" in world.out.getvalue()
+    assert world.out.getvalue().startswith("things\n  look, l          looks\n")
     assert world.run("? l") == 0
     assert "look [WHAT]" in world.out.getvalue()
     assert world.run("help loko") == 2
@@ -360,13 +363,16 @@ def test_watch_repeats():
     world = World()
     world.transport.replies["look a"] = [{"type": "text", "text": "seen"}, done(1)]
     assert world.run("watch --every 0.1 --times 2 look a") == 1
-    assert world.out.getvalue() == "seen\nseen\n"
+    heading, seen, *again = world.out.getvalue().splitlines()
+    assert heading.startswith("── ")
+    assert heading.endswith("  look a")
+    assert (seen, again[1]) == ("seen", "seen")
 
 
 def test_watch_ends_with_ctrl_c():
     world = World()
     world.transport.replies["look"] = ["interrupt"]
-    assert world.run("watch look") == 130
+    assert world.run("watch look") == 0
     assert len(world.transport.calls) == 1
 
 
@@ -388,14 +394,52 @@ def test_an_interrupted_progress_bar_gives_the_cursor_back():
     progress = {"type": "progress", "label": "up", "done": 1, "total": 2, "unit": "B"}
     transport.replies["look"] = [progress, "interrupt"]
     shell = Shell(transport, out=out, err=io.StringIO(), env={"COLUMNS": "80"})
-    assert asyncio.run(shell.run_command("watch look")) == 130
-    assert out.getvalue().rfind("\x1b[?25h") > out.getvalue().rfind("\x1b[?25l") > 0
+    assert asyncio.run(shell.run_command("look")) == 130
+    assert out.getvalue().rfind("\x1b[?25h") > out.getvalue().rfind("\x1b[?25l") >= 0
 
 
-def test_watch_clears_a_terminal_only():
-    shell = Shell(FakeTransport(), out=Terminal(), err=io.StringIO(), env={"COLUMNS": "80"})
-    asyncio.run(shell.run_command("watch --times 1 look"))
-    assert shell._out.getvalue() == "\x1b[H\x1b[2J"
+def test_watch_draws_in_place_and_leaves_the_last_look():
+    transport, out = FakeTransport(), Terminal()
+    transport.replies["look a"] = [{"type": "text", "text": "seen"}, error("internal", "bad"), DONE]
+    shell = Shell(transport, out=out, err=io.StringIO(), env={"COLUMNS": "80"})
+    asyncio.run(shell.run_command("watch --times 2 --every 0.1 look a"))
+    drawn = out.getvalue()
+    assert drawn.count("\x1b[?1049h") == drawn.count("\x1b[?1049l") == 1
+    assert drawn.count("\x1b[H") == 2
+    assert "\x1b[2J" not in drawn, "clearing first is what flickers"
+    assert "every 0.1 s: look a" in drawn
+    after = drawn.partition("\x1b[?1049l")[2]
+    assert after.startswith("  seen\n")
+    assert "error: bad" in after
+
+
+def test_a_reply_goes_into_a_private_file(tmp_path):
+    world = World()
+    path = tmp_path / "reply"
+    world.transport.replies["look a"] = [{"type": "text", "text": "seen"}, DONE]
+    assert world.run(f"look a > {path}") == 0
+    assert world.run(f"look a >>{path}") == 0
+    assert path.read_text() == "seen\nseen\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert world.run(f"look a >{path}") == 0
+    assert path.read_text() == "seen\n"
+    assert world.out.getvalue() == ""
+    assert world.run(f"look '>' {path}") == 2, "a quoted > is a word"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "text"),
+    [
+        ("look >", 2, "error: one file follows >\n"),
+        ("look > a b", 2, "error: one file follows >\n"),
+        ("look > /no/where", 1, "error: /no/where: no such file or directory\n"),
+    ],
+)
+def test_a_file_that_cannot_be_written(line, code, text):
+    world = World()
+    assert world.run(line) == code
+    assert world.err.getvalue().startswith(text)
+    assert world.transport.calls == []
 
 
 def test_a_script_stops_at_the_first_failure():
@@ -404,6 +448,12 @@ def test_a_script_stops_at_the_first_failure():
     assert world.script("# comment\n", "\n", "look\n", "drop\n", "look x\n") == 3
     assert [argv for argv, _ in world.transport.calls] == [["look"], ["drop"]]
     assert world.err.getvalue() == "stopped at line 4: drop\n"
+
+
+def test_a_line_alone_is_not_said_to_stop():
+    world = World()
+    assert world.script("loko") == 2
+    assert "stopped" not in world.err.getvalue()
 
 
 def test_a_script_may_keep_going():
@@ -435,7 +485,54 @@ def test_json_mode_is_one_object_per_command():
     objects = [json.loads(line) for line in world.out.getvalue().splitlines()]
     assert [o["command"] for o in objects] == ["look", "drop", "loko", "help look"]
     assert [o["exit_code"] for o in objects] == [0, 1, 2, 0]
+    for each in objects:
+        VALIDATOR.validate(each)
     assert objects[0]["data"] == {"n": 3}
     assert objects[1]["errors"][0]["message"] == "bad"
     assert objects[2]["errors"][0]["hint"] == "did you mean look?"
     assert world.err.getvalue() == ""
+
+
+def test_the_password_is_given_once_and_the_command_repeated():
+    world = World()
+    wanted = {"type": "reauthenticate"}
+    replies = iter([[wanted], [wanted], [DONE]])
+    proofs: list[str] = []
+
+    async def execute(argv, confirmed):
+        world.transport.calls.append((argv, confirmed))
+        for item in next(replies):
+            yield item
+
+    async def prover(shell):
+        proofs.append("given")
+
+    world.transport.execute = execute
+    world.shell.prover = prover
+    assert world.run("drop x") == 3  # it was given, and is asked for again
+    assert proofs == ["given"]
+    assert world.transport.calls == [(["drop", "x"], False)] * 2
+
+
+def test_a_console_that_cannot_prove_anything_is_refused():
+    world = World()
+    world.transport.replies["drop x"] = [{"type": "reauthenticate"}]
+    assert world.run("drop x") == 3
+    assert "wants the password" in world.err.getvalue()
+
+
+def test_after_the_password_the_command_is_carried_out():
+    world = World()
+    replies = iter([[{"type": "reauthenticate"}], [DONE]])
+
+    async def execute(argv, confirmed):
+        for item in next(replies):
+            yield item
+
+    async def prover(shell):
+        shell.show({"type": "text", "text": "proved"})
+
+    world.transport.execute = execute
+    world.shell.prover = prover
+    assert world.run("drop x") == 0
+    assert "proved" in world.out.getvalue()

@@ -32,6 +32,7 @@ class Port:
         now: the time at which they are.
         tokens: token → fingerprint that it is bound to.
         refusals: (method, name, error) of each refused call.
+        took: (`rpc`, method and outcome, seconds) of each call.
     """
 
     kit: Kit
@@ -39,6 +40,7 @@ class Port:
     now: datetime | None = None
     tokens: dict[str, str] = field(default_factory=dict)
     refusals: list[tuple[str, str, FLError]] = field(default_factory=list)
+    took: list[tuple[str, str, float]] = field(default_factory=list)
     number: int = 0
 
     def identify(self, certificate: bytes) -> Identity:
@@ -56,7 +58,9 @@ class Port:
         def refused(method: str, name: str, _peer: str, error: FLError) -> None:
             self.refusals.append((method, name, error))
 
-        return Guard(self.identify, self.check_token, rules, refused)
+        return Guard(
+            self.identify, self.check_token, rules, refused, lambda *call: self.took.append(call)
+        )
 
     def channel(self, kit: Kit, passphrase: str | None = None) -> aio.Channel:
         """Open a channel with a kit's certificate."""

@@ -162,6 +162,32 @@ def test_revoking_ends_a_live_channel(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+def test_a_call_that_waited_is_refused_if_its_certificate_was_revoked_meanwhile(
+    tmp_path: Path,
+) -> None:
+    federation = provision(tmp_path)
+
+    async def scene() -> None:
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def wait(_request: bytes, _context: object) -> bytes:
+            entered.set()
+            await leave.wait()
+            return b"a secret of now"
+
+        handlers = {"Who": grpc.unary_unary_rpc_method_handler(wait)}
+        async with serving(federation, handlers) as port:
+            waiting = asyncio.create_task(refusal(call(port, federation.open("site-1"))))
+            await asyncio.wait_for(entered.wait(), 10)
+            federation.revoke("site-1")
+            port.trust = federation.open("server").trust
+            leave.set()
+            assert "revoked" in (await waiting).message
+            assert len(port.refusals) == 1
+
+    asyncio.run(scene())
+
+
 def test_an_expired_certificate_ends_a_live_channel(federation: Federation) -> None:
     async def scene() -> None:
         async with serving(federation, HANDLERS) as port:
@@ -372,5 +398,38 @@ def test_streams_both_ways_at_once_are_not_served(federation: Federation) -> Non
             await both.write(b"x")
             with pytest.raises(aio.AioRpcError):
                 await both.read()
+
+    asyncio.run(scene())
+
+
+def test_every_call_is_timed_by_method_and_outcome(federation: Federation) -> None:
+    async def fail(_request: bytes, _context: object) -> bytes:
+        raise NotFoundError("nothing here")
+
+    async def stream(_request: bytes, _context: object) -> AsyncIterator[bytes]:
+        yield b"x"
+
+    handlers = {
+        **HANDLERS,
+        "Fail": grpc.unary_unary_rpc_method_handler(fail),
+        "Stream": grpc.unary_stream_rpc_method_handler(stream),
+    }
+
+    async def scene() -> None:
+        async with serving(federation, handlers) as port:
+            kit = federation.open("site-1")
+            await call(port, kit)
+            await refusal(call(port, kit, None))
+            await refusal(call(port, kit, method=f"/{SERVICE}/Fail"))
+            async with port.channel(kit) as channel:
+                got = channel.unary_stream(f"/{SERVICE}/Stream")(b"", metadata=metadata())
+                assert [item async for item in got] == [b"x"]
+            assert [(name, key) for name, key, _ in port.took] == [
+                ("rpc", "Who ok"),
+                ("rpc", f"Who {UnauthenticatedError.code}"),
+                ("rpc", f"Fail {NotFoundError.code}"),
+                ("rpc", "Stream ok"),
+            ]
+            assert all(0 <= seconds < 20 for _, _, seconds in port.took)
 
     asyncio.run(scene())

@@ -99,6 +99,7 @@ class Scene:
         manifest: what uploads must hold.
         refuse: raised by the next decision about a transfer.
         committed: transfer and digest of each upload that was whole.
+        moved: direction, site and bytes of each chunk.
     """
 
     store: CountingStore
@@ -111,6 +112,7 @@ class Scene:
     manifest: Manifest | None = None
     refuse: FLError | None = None
     committed: list[tuple[str, str]] = field(default_factory=list)
+    moved: list[tuple[str, str, int]] = field(default_factory=list)
 
     def admit(self, _caller: Caller, _transfer_id: str, _blob: ModelRef) -> Manifest | None:
         if self.refuse:
@@ -194,6 +196,7 @@ async def streaming(
             slots,
             workers,
             lambda *args: scene.note(*args),
+            moved=lambda *args: scene.moved.append(args),
         )
 
         def add(server: aio.Server) -> None:
@@ -260,6 +263,20 @@ def test_there_and_back(play: Any, size: int) -> None:
         assert it.store.parts() == []
 
     play(scene)
+
+
+def test_bytes_are_counted_by_site_and_direction(play: Any) -> None:
+    data = random_bytes(CHUNK_BYTES + 10)
+
+    async def it(scene: Scene) -> None:
+        blob = await scene.send(data)
+        scene.local.delete(blob.digest)
+        await scene.fetch(blob)
+        for direction in ("received_bytes", "sent_bytes"):
+            mine = [each[2] for each in scene.moved if each[:2] == (direction, "site-1")]
+            assert sum(mine) == len(data)
+
+    play(it)
 
 
 @pytest.mark.parametrize("size", [1, 7, 999, 65_537, 3_000_000])

@@ -60,10 +60,14 @@ class ConsoleDesk:
         """End the caller's session."""
         self._sessions.close(self.session_of(caller).id)
 
-    def specs(self) -> list[dict[str, Any]]:
-        """Describe all commands that users type."""
-        views = self._console.register.views()
-        return [view.to_dict() for view in views if view.name not in HIDDEN]
+    def specs(self, caller: Caller) -> list[dict[str, Any]]:
+        """Describe all commands that users type, and which the caller can ever carry out."""
+        return [
+            view.to_dict()
+            | {"allowed": self._rights.ever(caller.identity, view.permission, view.name)}
+            for view in self._console.register.views()
+            if view.name not in HIDDEN
+        ]
 
     async def execute(
         self, caller: Caller, signed: bytes, attachment: bytes, *, confirmed: bool
@@ -79,8 +83,15 @@ class ConsoleDesk:
         except FLError as error:
             self._note_refusal(EXECUTE, session.user, session.peer, error)
             raise
+        command.reply_timeout_s = session.reply_timeout_s
         take_in_hand(command)
-        reply = self._console.execute(session, command.order.argv, command, confirmed=confirmed)
+        reply = self._console.execute(
+            session,
+            command.order.argv,
+            command,
+            confirmed=confirmed,
+            reference=command.order.id,
+        )
         async with aclosing(reply):
             async for item in reply:
                 if item["type"] == "confirm" and command.meant_run:
@@ -91,7 +102,7 @@ class ConsoleDesk:
     def complete(self, caller: Caller, kind: str, prefix: str) -> list[str]:
         """Return values for an argument of a kind that begin with a prefix."""
         if kind == "operation":
-            mine = self._console.operations.of(self.session_of(caller).id)
+            mine = self._console.operations.listed(self.session_of(caller).user)
             return [each.id for each in mine if each.id.startswith(prefix)]
         if not self._rights.may_view(caller.identity):
             return []

@@ -19,6 +19,7 @@ from flplatform.core.ports import AuditSink
 from flplatform.files.durable import write_atomic
 from flplatform.hci import AdminSession, LoginThrottle, Sessions, login_refused
 from flplatform.rpc.interceptors import Caller
+from flplatform.security.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -147,15 +148,75 @@ class LoginDesk:
             fingerprint=me.fingerprint,
         )
 
+    @property
+    def users(self) -> UserStore:
+        """Everybody who has ever signed in."""
+        return self._users
+
+    async def prove_again(self, session: AdminSession, identity: Identity, password: str) -> None:
+        """Check the password of a signed-in user, as often as a sign-in may be tried.
+
+        Raises:
+            UnauthenticatedError: it is wrong, or was tried too often.
+            UnavailableError: the attempt cannot be recorded.
+        """
+        await self._again(
+            session,
+            identity,
+            lambda: self._users.check(identity, password, b"", b"", self._trust.store),
+        )
+        session.proved = self._sessions.clock()
+
+    async def change_password(
+        self, session: AdminSession, identity: Identity, password: str, new: str
+    ) -> int:
+        """Let a new password hold beside the old one, until it is first used.
+
+        The user's other sessions end.
+
+        Returns:
+            How many sessions ended.
+
+        Raises:
+            UnauthenticatedError: the old one is wrong, or was tried too often.
+            InvalidArgumentError: the new password is empty or too long.
+            UnavailableError: it cannot be stored.
+        """
+        await self._again(
+            session, identity, lambda: self._users.begin_change(identity, password, new)
+        )
+        session.proved = self._sessions.clock()
+        return self._sessions.close_user(session.user, keep=session.id)
+
+    async def _again(
+        self, session: AdminSession, identity: Identity, check: Callable[[], bool]
+    ) -> None:
+        caller = Caller(identity, session.peer)
+        try:
+            async with self._turns[identity.fingerprint]:
+                self._throttle.attempt(identity.name, identity.fingerprint, session.peer)
+                await self._save()
+                if not await self._run(check):
+                    raise login_refused()
+                self._throttle.succeeded(identity.name, identity.fingerprint, session.peer)
+                await self._save()
+                await self._note(caller, "allowed", "password checked again")
+        except UnauthenticatedError as error:
+            await self._note(caller, "denied", error.message)
+            raise
+        except OSError as error:
+            log.error("a password cannot be checked: %s", error)
+            raise UnavailableError("the server cannot write to its disk") from error
+
     async def _prove(self, caller: Caller, password: str, record: bytes, signature: bytes) -> None:
         me = caller.identity
-        self._throttle.attempt(me.name, me.fingerprint)
+        self._throttle.attempt(me.name, me.fingerprint, caller.peer)
         await self._save()
         store = self._trust.store
         if not await self._run(self._users.check, me, password, record, signature, store):
             raise login_refused()
         await self._note(caller, "allowed")
-        self._throttle.succeeded(me.name, me.fingerprint)
+        self._throttle.succeeded(me.name, me.fingerprint, caller.peer)
         await self._save()
 
     async def _save(self) -> None:

@@ -38,6 +38,7 @@ class Ordered:
         attachment: a second signed order that the command carries; unverified.
         meant_run: the run that a command without a number turned out to mean; it stays so from
             the check of rights to the deed.
+        reply_timeout_s: how long its session gives sites to answer; None for the default.
     """
 
     order: CommandOrder
@@ -45,6 +46,7 @@ class Ordered:
     signed: bytes
     attachment: bytes = b""
     meant_run: int | None = None
+    reply_timeout_s: float | None = None
 
 
 _ORDERED: contextvars.ContextVar[Ordered] = contextvars.ContextVar("flplatform_ordered")

@@ -8,6 +8,7 @@ from typing import Protocol, cast, runtime_checkable
 from flplatform.admin.orders import ordered
 from flplatform.admin.ports import Control
 from flplatform.admin.targets import current_run, resolve
+from flplatform.core.control import RunView
 from flplatform.core.errors import FLError
 from flplatform.hci import SESSION_RIGHT, AdminSession
 from flplatform.security.authz import (
@@ -26,8 +27,13 @@ from flplatform.security.identity import Identity
 log = logging.getLogger(__name__)
 
 SUBMIT = "submit_job"
-SUBMITTING = frozenset({SUBMIT, "preflight", "submit"})
+LIST_RUNS = "list_runs"
+SUBMITTING = frozenset({SUBMIT, "preflight", "submit", "upload_folder", "stage", "delete_job"})
 """Commands that stand or fall with the right to submit a job of one's own."""
+
+
+REVOKE = "revoke"
+"""The right to `deny`; whose names one may deny, the signed denial itself decides."""
 
 
 @runtime_checkable
@@ -46,6 +52,15 @@ class ForRun(Protocol):
     @property
     def run(self) -> int | None:
         """The run's number; None means the current one."""
+
+
+@runtime_checkable
+class ForFiles(Protocol):
+    """Arguments that name files: a run's, or the user's own."""
+
+    @property
+    def source_run(self) -> int | None:
+        """The run whose files they are; None for the user's own."""
 
 
 class Rights:
@@ -69,6 +84,7 @@ class Rights:
         self._commands: Collection[str] = ()
         self._text = ""
         self._rules: Rules = DEFAULT_RULES
+        self.allowed_shell_cmds: tuple[str, ...] = ()
 
     def load(self, commands: Collection[str]) -> None:
         """Read the policy for the first time; `commands` are the verbs that it may name.
@@ -80,6 +96,10 @@ class Rights:
         self._commands = commands
         self._text = self._read()
         self._rules = self._parse(self._text)
+
+    def knows(self, command: str) -> bool:
+        """Return whether there is such a command."""
+        return command in self._commands
 
     def reload(self) -> None:
         """Take in a changed policy; one with an error is refused whole, the old one stays."""
@@ -112,6 +132,20 @@ class Rights:
         """Decide about one host of an organisation."""
         return decide(self._rules, Request(actor, command, permission, organisation))
 
+    @property
+    def path(self) -> Path:
+        """The policy's file."""
+        return self._path
+
+    @property
+    def rules(self) -> Rules:
+        """The rules in force."""
+        return self._rules
+
+    def would(self, request: Request) -> Decision:
+        """Decide about somebody's command without anybody asking for it."""
+        return decide(self._rules, request)
+
     def demand_submit(self, actor: Identity) -> None:
         """Refuse who may not submit jobs.
 
@@ -121,6 +155,56 @@ class Rights:
         request = self._submission(actor, "train")
         demand(decide(self._rules, request), request)
 
+    def demand_own_files(self, actor: Identity) -> None:
+        """Refuse who may not keep files of his or her own on the server.
+
+        Raises:
+            PermissionDeniedError: with the rule.
+        """
+        request = Request(
+            actor, "upload_file", "files", self._organisation, actor.name, actor.organisation
+        )
+        demand(decide(self._rules, request), request)
+
+    def ever(self, actor: Identity, permission: str, command: str) -> bool:
+        """Return whether the actor's role may ever carry out a command, somewhere, of some run."""
+        if permission == SESSION_RIGHT:
+            return True
+        entries = self._rules.get(actor.role, {}) if actor.role else {}
+        key = cast(Permission, command if command in entries else permission)
+        return bool(entries.get(key))
+
+    def demand_on(
+        self,
+        actor: Identity,
+        permission: Permission,
+        command: str,
+        submitter: str,
+        organisation: str,
+    ) -> None:
+        """Refuse who has no right on what somebody else has submitted.
+
+        Args:
+            actor: who asks.
+            permission: what the command needs.
+            command: the command.
+            submitter: whose it is.
+            organisation: theirs.
+
+        Raises:
+            PermissionDeniedError: with the rule.
+        """
+        request = Request(
+            actor, command, permission, self._organisation, submitter, organisation
+        )
+        demand(decide(self._rules, request), request)
+
+    def may_see(self, actor: Identity, run: RunView) -> bool:
+        """Return whether a run may be listed for somebody."""
+        whose = run.submitter, run.submitter_organisation
+        request = Request(actor, LIST_RUNS, "view", self._organisation, *whose)
+        return decide(self._rules, request).allowed
+
     def may_view(self, actor: Identity) -> bool:
         """Return whether names of sites and numbers of runs may be shown."""
         return self.decide_at(actor, "view", "check_status", self._organisation).allowed
@@ -129,7 +213,9 @@ class Rights:
         return self._path.read_text() if self._path.exists() else ""
 
     def _parse(self, text: str) -> Rules:
-        return rules_of(parse_server_policy(text, str(self._path), self._commands))
+        policy = parse_server_policy(text, str(self._path), self._commands)
+        self.allowed_shell_cmds = policy.allowed_shell_cmds
+        return rules_of(policy)
 
     def _submission(self, actor: Identity, permission: Permission) -> Request:
         return Request(
@@ -139,8 +225,18 @@ class Rights:
     def _requests(
         self, actor: Identity, permission: Permission, command: str, args: object
     ) -> Iterator[Request]:
+        command = REVOKE if command == "deny" else command
         if command in SUBMITTING:
             yield self._submission(actor, permission)
+        elif command == LIST_RUNS:  # one's own runs at least; it asks about each
+            whose = actor.name, actor.organisation
+            yield Request(actor, command, permission, self._organisation, *whose)
+        elif isinstance(args, ForFiles):
+            whose = actor.name, actor.organisation
+            if args.source_run is not None:
+                source = self._control.run(args.source_run)
+                whose = source.submitter, source.submitter_organisation
+            yield Request(actor, command, permission, self._organisation, *whose)
         elif isinstance(args, ForRun):
             number = current_run(self._control, args.run, ended=permission == "view")
             run = self._control.run(number)

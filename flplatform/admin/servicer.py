@@ -72,7 +72,7 @@ class AdminConsoleServicer(pb_grpc.AdminConsoleServicer):
 
     async def Specs(self, _request: pb.Empty, _context: Any) -> pb.SpecsReply:
         """Describe the commands."""
-        return pb.SpecsReply(specs=json.dumps(self._desk.specs()).encode())
+        return pb.SpecsReply(specs=json.dumps(self._desk.specs(caller())).encode())
 
     async def Execute(
         self, request: pb.ExecuteRequest, _context: Any

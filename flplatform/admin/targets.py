@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from flplatform.admin.orders import ordered
 from flplatform.core.control import RunsControl
-from flplatform.core.errors import FailedPreconditionError
+from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
+from flplatform.core.staging import PREPARED
 from flplatform.hci import argument
 
 GRAMMAR = "server, client [SITE…] or all"
@@ -91,7 +92,8 @@ def current_run(control: RunsControl, given: int | None, *, ended: bool = False)
         ended: whether a run that has ended will do: then the latest one is taken at last.
 
     Raises:
-        FailedPreconditionError: there is none, or more than one; the message lists them.
+        InvalidArgumentError: there is more than one; the message lists them.
+        FailedPreconditionError: there is none.
     """
     if given:
         return given
@@ -100,14 +102,17 @@ def current_run(control: RunsControl, given: int | None, *, ended: bool = False)
     if command.meant_run:
         return command.meant_run
     if active := control.active_runs():
-        raise FailedPreconditionError(
+        raise InvalidArgumentError(
             f"several runs are active: {', '.join(map(str, active))}",
             hint="name one, or set_run_number N",
         )
-    if ended and (runs := control.runs()):
-        command.meant_run = runs[-1].run
+    begun = [run.run for run in control.runs() if run.status != PREPARED] if ended else []
+    if begun:
+        command.meant_run = begun[-1]
         return command.meant_run
-    raise FailedPreconditionError("no run is active", hint="name one; list_runs shows them all")
+    raise FailedPreconditionError(
+        "no run is active", hint="name one, or set_run_number N first; list_runs shows them all"
+    )
 
 
 def only_active(control: RunsControl) -> int | None:

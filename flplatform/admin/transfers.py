@@ -2,19 +2,70 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from flplatform.admin.rights import Rights
-from flplatform.core.config import ServerLimits
+from flplatform.admin.user_files import UserFiles
+from flplatform.core.config import PERSON_PATTERN, ServerLimits
 from flplatform.core.errors import (
     InvalidArgumentError,
     PermissionDeniedError,
     ResourceExhaustedError,
 )
 from flplatform.core.messages import ModelRef
+from flplatform.core.model import Manifest
+from flplatform.core.ports import BlobStore, BlobWriter
 from flplatform.hci import AdminSession
 from flplatform.rpc.interceptors import Caller
 
 _TRANSFER = re.compile(r"[0-9a-f]{32}/(job|model)")
+_FILE = re.compile(rf"file/({PERSON_PATTERN})/([0-9a-f]{{64}})", re.ASCII)
+
+
+class PortBlobs:
+    """`ports.BlobStore` of the admin port: the federation's blobs, and users' files beside them.
+
+    Args:
+        blobs: packages and models.
+        user_files: files of users.
+    """
+
+    def __init__(self, blobs: BlobStore, user_files: UserFiles) -> None:
+        self._blobs = blobs
+        self._user_files = user_files
+
+    def has(self, digest: str) -> bool:
+        """Return whether the federation has a blob."""
+        return self._blobs.has(digest)
+
+    def create(self, fill: Callable[[Path], None]) -> ModelRef:
+        """Make a blob of the federation's."""
+        return self._blobs.create(fill)
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob of the federation's."""
+        self._blobs.delete(digest)
+
+    def digests(self) -> list[str]:
+        """Return the digests of the federation's blobs."""
+        return self._blobs.digests()
+
+    def path(self, digest: str) -> Path:
+        """Return the file of a blob; whoever was granted a digest may have it from anywhere.
+
+        Raises:
+            NotFoundError: no such blob.
+        """
+        staged = None if self._blobs.has(digest) else self._user_files.path(digest)
+        return staged or self._blobs.path(digest)
+
+    def receive(
+        self, transfer_id: str, blob: ModelRef, manifest: Manifest | None = None
+    ) -> BlobWriter:
+        """Start or resume receiving a blob, see `ports.BlobStore`: by its id, at its place."""
+        match = _FILE.fullmatch(transfer_id)
+        store = self._user_files.store(match[1]) if match else self._blobs
+        return store.receive(transfer_id, blob, manifest)
 
 
 class Transfers:
@@ -27,24 +78,33 @@ class Transfers:
         rights: who may submit.
         limits: of sizes.
         session_of: returns the session of a caller's token; raises UnauthenticatedError.
+        user_files: files of users.
     """
 
     def __init__(
-        self, rights: Rights, limits: ServerLimits, session_of: Callable[[Caller], AdminSession]
+        self,
+        rights: Rights,
+        limits: ServerLimits,
+        session_of: Callable[[Caller], AdminSession],
+        user_files: UserFiles,
     ) -> None:
+        self.user_files = user_files
         self._rights = rights
         self._session_of = session_of
         self._max_bytes = {"job": limits.max_job_bytes, "model": limits.max_model_bytes}
         self._granted: dict[str, set[str]] = {}
 
     def admit(self, caller: Caller, transfer_id: str, blob: ModelRef) -> None:
-        """Admit the upload of a submission's package or model; see `rpc.streams.Admit`.
+        """Admit a submission's package or model, or an announced file; see `rpc.streams.Admit`.
 
         Raises:
-            PermissionDeniedError: the caller may not submit.
-            InvalidArgumentError: the id is not that of a submission's part.
+            PermissionDeniedError: the caller may not submit, or has not announced this file.
+            InvalidArgumentError: the id is not that of a submission's part, nor of a file.
             ResourceExhaustedError: it is too large.
         """
+        if (match := _FILE.fullmatch(transfer_id)) is not None:
+            self._admit_file(caller, match[1], f"blake3:{match[2]}", blob)
+            return
         self._rights.demand_submit(caller.identity)
         match = _TRANSFER.fullmatch(transfer_id)
         if match is None:
@@ -56,6 +116,14 @@ class Transfers:
             raise ResourceExhaustedError(
                 f"the {match[1]} has {blob.size} bytes; this server takes {largest}",
                 rule=f"max_{match[1]}_bytes",
+            )
+
+    def _admit_file(self, caller: Caller, user: str, digest: str, blob: ModelRef) -> None:
+        self._rights.demand_own_files(caller.identity)
+        own = user == caller.identity.name and digest == blob.digest
+        if not own or blob not in (file.blob for file in self.user_files.files(user)):
+            raise PermissionDeniedError(
+                "this file was not announced", rule="announce", hint="upload_file announces it"
             )
 
     def release(self, caller: Caller, digest: str) -> None:

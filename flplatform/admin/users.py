@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from flplatform.core.config import PersonName, Strict, parse_json
+from flplatform.core.config import PersonName, Role, Strict, parse_json
 from flplatform.core.errors import FLError, UnauthenticatedError
 from flplatform.files.durable import write_atomic
 from flplatform.security.authn import (
@@ -23,10 +23,20 @@ log = logging.getLogger(__name__)
 
 
 class KnownUser(Strict):
-    """One certificate's user and argon2id hash."""
+    """One certificate's user and argon2id hash.
+
+    Attributes:
+        new_password_hash: of a change that is under way; both passwords hold until the new one is
+            used for the first time, so that a change that breaks off locks nobody out.
+        role, organisation, not_after: as the certificate said at the last login.
+    """
 
     name: PersonName
     password_hash: str
+    new_password_hash: str = ""
+    role: Role | Literal[""] = ""
+    organisation: str = ""
+    not_after: str = ""
 
 
 class UserFile(Strict):
@@ -73,19 +83,56 @@ class UserStore:
         """
         known = self._users.get(identity.fingerprint)
         stored = known.password_hash if known else _hash_in(identity, record, signature, trust)
-        if not verify_password(stored, password):
+        under_way = known.new_password_hash if known else ""
+        if under_way and verify_password(under_way, password):
+            stored, under_way = under_way, ""  # the change is complete: the old password ends
+        elif not verify_password(stored, password):
             return False
-        if known is None or needs_rehash(known.password_hash):
-            hashed = stored if stored and not needs_rehash(stored) else hash_password(password)
-            self._store(identity, hashed)
+        hashed = stored if stored and not needs_rehash(stored) else hash_password(password)
+        user = _known(identity, hashed, under_way)
+        if self._users.get(identity.fingerprint) != user:
+            self._store(identity, user)
         return True
 
-    def _store(self, identity: Identity, password_hash: str) -> None:
+    def begin_change(self, identity: Identity, password: str, new: str) -> bool:
+        """Let a new password hold beside the old one; return whether the old one is right.
+
+        Args:
+            identity: whom the certificate names; who has signed in before.
+            password: the one that holds now.
+            new: the one that takes its place when it is first used.
+
+        Raises:
+            InvalidArgumentError: the new password is empty or too long.
+            OSError: it cannot be stored; the old one goes on to hold.
+        """
+        known = self._users.get(identity.fingerprint)
+        right = verify_password(known.password_hash if known else None, password)
+        if known is None or not right:
+            return False
+        self._store(identity, _known(identity, known.password_hash, hash_password(new)))
+        return True
+
+    def users(self) -> list[KnownUser]:
+        """Return everybody who has ever signed in, once for each certificate."""
+        return list(self._users.values())
+
+    def _store(self, identity: Identity, user: KnownUser) -> None:
         with self._lock:
-            user = KnownUser(name=identity.name, password_hash=password_hash)
             users = self._users | {identity.fingerprint: user}
             write_atomic(self._path, UserFile(users=users).model_dump_json(indent=1).encode())
             self._users = users
+
+
+def _known(identity: Identity, password_hash: str, new_password_hash: str) -> KnownUser:
+    return KnownUser(
+        name=identity.name,
+        password_hash=password_hash,
+        new_password_hash=new_password_hash,
+        role=identity.role,
+        organisation=identity.organisation,
+        not_after=identity.not_after.isoformat(timespec="seconds"),
+    )
 
 
 def _hash_in(identity: Identity, record: bytes, signature: bytes, trust: TrustStore) -> str | None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flplatform.core.errors import FLError
+from flplatform.core.errors import ConfigError, FLError
 from flplatform.files.durable import private_dir, write_atomic
+from flplatform.files.error_log import ErrorLog
 from flplatform.security.kit import Kit
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ def run(make: Callable[[Kit, Callable[[bool], None]], Service], kind: str) -> in
     log.info("root certificate SHA-256 %s", kit.trust.root_fingerprint)
     try:
         return asyncio.run(_serve(kit, make))
+    except ConfigError as error:
+        log.error("cannot start: %s", error)
+        return EXIT_CONFIG
     except (FLError, OSError) as error:
         log.error("cannot start: %s", error)
         return EXIT_FAILED
@@ -109,4 +113,5 @@ def set_up_logging(kit: Kit, kind: str) -> None:
     for handler in (file, logging.StreamHandler()):
         handler.setFormatter(form)
         logging.getLogger().addHandler(handler)
+    ErrorLog.installed()
     logging.getLogger().setLevel(os.environ.get("FLP_LOG_LEVEL", "INFO").upper())

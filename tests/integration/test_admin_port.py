@@ -176,8 +176,8 @@ def test_a_command_from_key_press_to_rows(federation, control):
 
     port, items = asyncio.run(main())
     assert [(item["target"], item["status"]) for item in items if item["type"] == "row"] == [
-        ("sit-2", "unknown"),
         ("site-1", "ok"),
+        ("sit-2", "unknown"),
     ]
     ((sites, topic, signed),) = control.asked
     assert (sites, topic) == (("site-1",), "check_status")
@@ -638,7 +638,7 @@ def at_a_terminal(federation: Federation) -> str:
         ("the passphrase is wrong", federation.passphrase("amy")),
         ("signed in as amy  project_admin of hub", ""),
         ("fl:heart  run 3 training r7/20  0/2 sites >", "check_status client site-1"),
-        ("1 ok", "abort 3"),
+        ("1 ok", "abort"),
         ("1 site training. Continue", "n"),
         ("nothing was done", "bye"),
     ):
@@ -665,3 +665,18 @@ def test_fl_admin_at_a_terminal(federation, control):
     history = federation.kit("amy") / "state" / "history"
     assert history.stat().st_mode & 0o777 == 0o600
     assert "check_status client site-1" in history.read_text()
+
+
+def test_a_session_sets_how_long_sites_may_take(federation, control):
+    control.replies = {}
+
+    async def main():
+        async with serving(federation, control) as port, signed_in(port) as amy:
+            async with signed_in(port, "lea") as lea:
+                await execute(amy, "set_timeout", "30")
+                replies = [await execute(who, "check_status", "all") for who in (amy, lea)]
+                return [
+                    {item["detail"] for item in items if item["type"] == "row"} for items in replies
+                ]
+
+    assert asyncio.run(main()) == [{"", "after 30.0 s"}, {"", "after 2.0 s"}]

@@ -11,7 +11,18 @@ from functools import partial
 
 from flplatform.admin.console.transport import GrpcTransport
 from flplatform.admin.console.wait import follow
+from flplatform.core.errors import FailedPreconditionError
 from flplatform.hci.shell import LocalAction, Shell
+
+FILE_ACTIONS = (
+    "upload_file",
+    "download_file",
+    "download_folder",
+    "info",
+    "lpwd",
+    "lls",
+    "lcd",
+)
 
 
 def actions(transport: GrpcTransport) -> Mapping[str, LocalAction]:
@@ -26,9 +37,56 @@ def actions(transport: GrpcTransport) -> Mapping[str, LocalAction]:
 
         return await submit_job(transport, argv, shell)
 
+    async def upload(argv: list[str], shell: Shell) -> int:
+        from flplatform.admin.console.upload import upload_folder
+
+        return await upload_folder(transport, argv, shell)
+
+    async def begin(argv: list[str], shell: Shell) -> int:
+        from flplatform.admin.console.start import start
+
+        return await start(transport, argv, shell)
+
     async def download(argv: list[str], shell: Shell) -> int:
         from flplatform.admin.console.download import download_model
 
         return await download_model(transport, argv, shell)
 
-    return {"submit_job": submit, "download_model": download, "wait": partial(follow, transport)}
+    async def files(argv: list[str], shell: Shell) -> int:
+        from flplatform.admin.console.files import ACTIONS
+
+        return await ACTIONS[shell.view(argv[0]).local](transport, argv, shell)
+
+    async def dashboard(argv: list[str], shell: Shell) -> int:
+        try:
+            from flplatform.admin.console.dashboard import dashboard as show
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "textual":
+                raise
+            raise FailedPreconditionError(
+                "the dashboard needs Textual, which is not installed here",
+                hint="pip install 'flplatform[dashboard]'",
+            ) from None
+        return await show(transport, argv, shell)
+
+    async def deny(argv: list[str], shell: Shell) -> int:
+        from flplatform.admin.console.revoke import revoke
+
+        return await revoke(transport, argv, shell)
+
+    async def change_passphrase(argv: list[str], shell: Shell) -> int:
+        from flplatform.admin.console.passwd import passwd
+
+        return await passwd(transport, argv, shell)
+
+    return {
+        "dashboard": dashboard,
+        "revoke": deny,
+        "passwd": change_passphrase,
+        "submit_job": submit,
+        "upload_folder": upload,
+        "start": begin,
+        "download_model": download,
+        "wait": partial(follow, transport),
+        **dict.fromkeys(FILE_ACTIONS, files),
+    }

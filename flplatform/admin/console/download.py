@@ -11,7 +11,7 @@ from grpc import aio
 from flplatform.admin import units
 from flplatform.admin.console.exchange import Refused, ask, data_of, persist
 from flplatform.admin.console.transport import GrpcTransport
-from flplatform.core.errors import AlreadyExistsError
+from flplatform.core.errors import AlreadyExistsError, InvalidArgumentError
 from flplatform.core.messages import ModelRef
 from flplatform.core.ports import BlobStore
 from flplatform.files.durable import PRIVATE_FILE, fsync_dir, private_dir
@@ -32,9 +32,15 @@ async def download_model(transport: GrpcTransport, argv: list[str], shell: Shell
     """
     to = shell.parse(argv)["to"]
     target = Path(to).expanduser() if to else None
+    if target is not None and target.is_dir():
+        beside, target = target, None
+    else:
+        beside = target.parent if target else _transfer_folder(transport)
     if target is not None and target.exists():
         raise AlreadyExistsError(f"{target} exists", hint="give another name with --to")
-    beside = target.parent if target else _transfer_folder(transport)
+    if not os.access(beside, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if beside.is_dir() else "is no folder"
+        raise InvalidArgumentError(f"{beside} {problem}", field="--to")
     with tempfile.TemporaryDirectory(prefix=".fl-download-", dir=beside) as folder:
         blobs = await asyncio.to_thread(FileBlobStore, Path(folder))
         try:

@@ -2,15 +2,19 @@
 
 import asyncio
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flplatform.admin.console.actions import actions
+from flplatform.admin.console.exchange import prove
 from flplatform.admin.console.transport import Credentials, GrpcTransport
 from flplatform.core.errors import (
     ConfigError,
@@ -23,6 +27,7 @@ from flplatform.core.errors import (
 from flplatform.files.durable import check_private, private_dir
 from flplatform.hci.connection import ExitCode
 from flplatform.hci.escape import escape_lines
+from flplatform.hci.files import file_problem
 from flplatform.hci.shell import Shell
 from flplatform.security.kit import Kit
 
@@ -83,7 +88,7 @@ def fl_admin(
         typer.echo(escape_lines(f"error: {error}"), err=True)
         code = _exit_code(error)
     except OSError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(escape_lines(f"error: {file_problem(error)}"), err=True)
         code = ExitCode.FAILED
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
@@ -106,6 +111,7 @@ async def _run(options: Options) -> int:
     os.umask(0o077)
     kit = Kit.open(options.kit)
     transport = GrpcTransport(await _credentials(kit, options))
+    transport.unattended = options.password_file is not None
     try:
         await transport.connect()
         shell = Shell(
@@ -114,6 +120,7 @@ async def _run(options: Options) -> int:
             as_json=options.as_json,
             assume_yes=options.assume_yes,
         )
+        shell.prover = partial(prove, transport)
         transport.current_run = lambda: shell.remembered.get("run")
         if options.interactive:
             return await _interact(shell, transport)
@@ -128,7 +135,10 @@ def _lines(options: Options) -> Iterable[str]:
     if options.lines:
         return options.lines
     if options.script is not None:
-        return options.script.read_text().splitlines()
+        try:
+            return options.script.read_text().splitlines()
+        except OSError as error:
+            raise InvalidArgumentError(file_problem(error), field="--script") from None
     return sys.stdin
 
 
@@ -180,10 +190,21 @@ def banner(transport: GrpcTransport) -> str:
     """Say where and as whom one is signed in."""
     server = transport.welcome
     days = f"certificate valid {server.server_days_left:.0f} days"
-    text = (
+    lines = [
         f"flplatform {server.version}  project {server.project}  "
-        f"server {transport.address} ({days})\n"
+        f"server {transport.address} ({days})",
         f"signed in as {server.user}  {server.role} of {server.organisation}"
-        "      type help, or Tab"
-    )
-    return escape_lines(text)
+        "      type help, or Tab",
+    ]
+    width = shutil.get_terminal_size().columns
+    return "\n".join(_fitted(escape_lines(line), width) for line in lines)
+
+
+def _fitted(line: str, width: int) -> str:
+    """Let what no longer fits begin a line of its own, at the double spaces."""
+    lines = [""]
+    for part in re.findall(r"\S+(?: \S+)*(?: {2,}|$)", line):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(each.rstrip() for each in lines)

@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -71,6 +71,11 @@ class Credentials:
             kit, kit.private_key(passphrase), password_of(passphrase, admin.project, admin.name)
         )
 
+    def renewed(self, passphrase: str) -> "Credentials":
+        """Return the same user with the password of another passphrase."""
+        admin = self.kit.admin
+        return replace(self, password=password_of(passphrase, admin.project, admin.name))
+
     def sign(self, order: Order) -> bytes:
         """Sign an order."""
         return sign_order(order, self.key, self.kit.chain).to_bytes()
@@ -90,6 +95,7 @@ class GrpcTransport:
         current_run: returns the session's run, which is signed with every command.
         welcome: the server's answer to the last sign-in.
         address: of the server in use.
+        unattended: whether the passphrase came from a file, and so nobody is asked for it again.
     """
 
     def __init__(self, credentials: Credentials) -> None:
@@ -97,6 +103,7 @@ class GrpcTransport:
         self.current_run: Callable[[], int | None] = lambda: None
         self.welcome = pb.LoginReply()
         self.address = ""
+        self.unattended = False
         self._config = credentials.kit.admin
         self._channel: aio.Channel | None = None
         self._token = ""
@@ -298,12 +305,13 @@ class GrpcTransport:
     # ---- around it ----
 
     async def refresh(self) -> None:
-        """Look at what prompt and toolbar show.
-
-        Raises:
-            FLError: nobody answers.
-        """
-        self._status = await self._call("Status", pb.StatusRequest(run=self.current_run() or 0))
+        """Look at what prompt and toolbar show; without an answer they say so."""
+        try:
+            status = pb.StatusRequest(run=self.current_run() or 0)
+            self._status = await self._call("Status", status)
+        except FLError as error:
+            prompt = f"fl:{self._config.project}  no connection > "
+            self._status = pb.StatusReply(prompt=prompt, toolbar=error.message)
 
     async def keep_fresh(self) -> None:
         """Refresh the prompt again and again, while somebody is at work."""
@@ -311,11 +319,7 @@ class GrpcTransport:
         self._last_used = now()
         while True:
             if now() - self._last_used < IDLE_S:
-                try:
-                    await self.refresh()
-                except FLError as error:
-                    prompt = f"fl:{self._config.project}  no connection > "
-                    self._status = pb.StatusReply(prompt=prompt, toolbar=error.message)
+                await self.refresh()
             await asyncio.sleep(STATUS_S)
 
     async def _call(self, method: str, request: Any) -> Any:

@@ -99,20 +99,20 @@ class ModelsModule:
         metric = args.metric or run.metric or _first_metric(rounds)
         sites = sorted({site for each in rounds for site in (*each.sites, *each.training)})
         watched = bool(metric) and metric == run.metric
+        late = any(each.stragglers for each in rounds)
         rows = [
             (
                 each.round,
-                each.score if watched else None,
-                "*" if each.best else "",
+                *([each.score] if watched else []),
                 *(_value(each, site, metric) for site in sites),
-                each.closed or None,
-                ", ".join(each.stragglers) or None,
+                *([each.closed or None, ", ".join(each.stragglers) or None] if late else []),
             )
             for each in rounds
         ]
         await connection.text(f"run {run.run} ({run.name}): {metric or 'no metric was reported'}")
-        columns = ("round", "score", "best", *sites, "closed", "without")
-        await connection.table("rounds", columns, rows)
+        columns = ["round", *["score"] * watched, *sites, *["closed", "without"] * late]
+        marks = {(row, 1): "best" for row, each in enumerate(rounds) if each.best and watched}
+        await connection.table("rounds", columns, rows, marks=marks, verbatim=True)
         trained = [each for each in rounds if each.round > 0]
         curves = {"all sites": [_or_nan(each.score) for each in trained]} if watched else {}
         if args.per_site or not watched:

@@ -4,16 +4,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flplatform.admin import units, views
-from flplatform.admin.modules.hosts import Cells, Hosts, write_row
+from flplatform.admin import views
+from flplatform.admin.modules.hosts import ABSENT, Cells, Hosts, absence, write_row
 from flplatform.admin.orders import ordered
 from flplatform.admin.ports import Control
 from flplatform.admin.targets import TargetArguments, only_active
 from flplatform.core.control import RunView, SiteReply, SiteView
 from flplatform.core.errors import NotFoundError
+from flplatform.core.staging import PREPARED
 from flplatform.hci import CommandSpec, Connection
 
-COLUMNS = ("state", "run", "round", "phase", "since", "last_seen", "cert")
+COLUMNS = (
+    "state",
+    "run",
+    "round",
+    "round_of",
+    "phase",
+    "since_s",
+    "last_seen_s",
+    "certificate_days",
+)
+
+
+UNREACHABLE = ABSENT | {"expected"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +86,8 @@ class StatusModule:
             cells = _site_cells(name, site, replies.get(name), runs)
             if name in replies:
                 await write_row(connection, name, replies[name], cells)
-            elif site is None or site.state in ("expected", "away"):
-                await connection.row(name, cells, status="error", detail="not connected")
+            elif site is None or site.state in UNREACHABLE:
+                await connection.row(name, cells, status="error", detail=absence(site))
             else:
                 await connection.row(name, cells)
         await connection.data("server", asdict(self._control.server()))
@@ -98,27 +111,29 @@ class StatusModule:
     def _server_cells(self, runs: Sequence[RunView]) -> Cells:
         server = self._control.server()
         cells: dict[str, None | int | float | str] = dict.fromkeys(COLUMNS)
-        cells |= {"state": server.state, "cert": units.days(server.certificate_days)}
+        cells |= {"state": server.state, "certificate_days": server.certificate_days}
         chosen = ordered().order.run or only_active(self._control)
         run = next((run for run in runs if run.run == chosen), None)
         if run is None:
-            phase = f"{len(runs)} runs active" if runs else "no run active"
+            prepared = [run.run for run in self._control.runs() if run.status == PREPARED]
+            waiting = f"run {prepared[-1]} {PREPARED}" if prepared else "no run active"
+            phase = f"{len(runs)} runs active" if runs else waiting
         else:
-            cells |= {"run": run.run, "round": f"{run.round}/{run.rounds}"}
+            cells |= {"run": run.run, "round": run.round, "round_of": run.rounds}
             phase = progress_of(run)
         return cells | {"phase": phase}
 
 
 def progress_of(run: RunView) -> str:
     """Say in a few words how far a run is."""
-    if run.ended:
+    if run.ended or run.status == PREPARED:
         return run.status
     what = {"deploying": "answers", "training": "updates"}.get(run.status, "results")
     return f"{run.status}: {len(run.accepted)} of {len(run.accepted) + len(run.waiting)} {what}"
 
 
 def _reachable(site: SiteView) -> bool:
-    return site.state not in ("expected", "away") and site.certificate_days is not None
+    return site.state not in UNREACHABLE and site.certificate_days is not None
 
 
 def _site_cells(
@@ -140,17 +155,17 @@ def _site_cells(
         cells |= {
             "state": run.status if run else "busy",
             "run": at_work.run,
-            "round": str(at_work.round),
+            "round": at_work.round,
             "phase": at_work.phase,
-            "since": units.seconds(at_work.since_s),
+            "since_s": at_work.since_s,
         }
     refusal = next((_refusal(run, name) for run in runs if _refusal(run, name)), "")
     if cells["phase"] is None and refusal:
         cells["phase"] = refusal
     if site is not None:
         cells |= {
-            "last_seen": units.seconds(site.last_seen_s),
-            "cert": units.days(site.certificate_days),
+            "last_seen_s": site.last_seen_s,
+            "certificate_days": site.certificate_days,
         }
     return cells
 
@@ -164,6 +179,8 @@ def _activities(site: SiteView | None, reply: SiteReply | None) -> list[Activity
     """What the site has just said, or else what its last heartbeat said."""
     if reply is not None and reply.status == "ok":
         reported = reply.body.get("runs", [])
+        if not isinstance(reported, list):
+            return []
         return [activity for each in reported if (activity := _parse(each))]
     return [Activity(*report) for report in site.runs] if site else []
 

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flplatform.admin.modules.hosts import write_row
+from flplatform.admin.modules.hosts import BARRED, reachable, write_row
 from flplatform.admin.orders import ordered
 from flplatform.admin.ports import Control
 from flplatform.core.config import Name, Strict, parse_json
-from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from flplatform.hci import CommandSpec, Connection, argument, did_you_mean
+from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
+from flplatform.hci import CommandSpec, Connection, argument
 
 PREFLIGHT, SUBMIT = "preflight", "submit"
-HIDDEN = frozenset({PREFLIGHT, SUBMIT})
+HIDDEN = frozenset(
+    {"revocation", "deny", "prove", "change_password"}
+    | {PREFLIGHT, SUBMIT, "stage", "start_plan", "begin", "dashboard_feed", "announce_file"}
+)
 """Verbs that the console sends and no user types."""
 
 PREFLIGHT_TIMEOUT_S = 5.0
@@ -41,7 +44,7 @@ class Question(Strict):
 class SubmitJob:
     """Of `submit_job`."""
 
-    job: str = argument(help="folder with job.yml and code/", complete="path")
+    job: str = argument(help="folder with job.yml and code/", complete="path:job.yml")
     sites: tuple[str, ...] = argument(
         help="target sites; default all that are registered",
         option="--sites",
@@ -56,6 +59,12 @@ class SubmitJob:
         minimum=1,
         default=None,
     )
+    gpus: tuple[str, ...] = argument(
+        help="processes at each site, one per GPU: N, or of named sites; default 1",
+        option="--gpus",
+        metavar="N|SITE=N",
+        default=(),
+    )
     wait: bool = argument(help="follow the run until it has ended", option="--wait", default=False)
     submission: str = argument(
         help="id of an earlier try: the same submission is never run twice",
@@ -63,7 +72,6 @@ class SubmitJob:
         metavar="ID",
         default="",
     )
-
 
 @dataclass(frozen=True)
 class PreflightArguments:
@@ -109,6 +117,7 @@ class SubmissionModule:
                 examples=(
                     "submit_job jobs/heart",
                     "submit_job jobs/heart --sites hospital-a,hospital-b --min 2 --wait",
+                    "submit_job jobs/heart --gpus hospital-a=2,hospital-b=4",
                 ),
                 local="submit_job",
             ),
@@ -138,18 +147,8 @@ class SubmissionModule:
         known = {site.name: site for site in self._control.sites()}
         if not known:
             raise FailedPreconditionError("no site is registered", hint="start the sites first")
-        usable = [site.name for site in known.values() if site.state != "disabled"]
-        asked = []
-        for site in question.sites or usable:
-            if site not in known:
-                near = did_you_mean(site, known)
-                await connection.failed(site, NotFoundError(f"site{near and f' ({near})'}"))
-            elif site not in usable:
-                await connection.row(site, status="refused", detail="disabled on the server")
-            elif known[site].state == "away":
-                await connection.row(site, status="no_reply", detail="not connected")
-            else:
-                asked.append(site)
+        usable = [site.name for site in known.values() if site.state not in BARRED]
+        asked = await reachable(connection, self._control, question.sites or usable)
         replies = await self._control.ask(
             asked, PREFLIGHT, timeout_s=self._timeout_s, signed=ordered().signed
         )

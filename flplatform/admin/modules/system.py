@@ -47,6 +47,7 @@ class SystemModule:
                 mutating=True,
                 examples=("shutdown client hospital-a", "shutdown all"),
                 confirm=self._confirm_shutdown,
+                reauthenticate=True,
             ),
             CommandSpec(
                 name="restart",
@@ -57,6 +58,7 @@ class SystemModule:
                 mutating=True,
                 examples=("restart server", "restart client"),
                 confirm=self._confirm_restart,
+                reauthenticate=True,
                 needs=("start.sh at the host: it starts the process again",),
             ),
             CommandSpec(
@@ -145,21 +147,16 @@ class SystemModule:
 
 def _facts(body: Mapping[str, Any]) -> Cells:
     """Pick what a table shows; the rest is in the JSON data."""
-
-    def of(free: str, total: str) -> str | None:
-        left, whole = _number(body.get(free)), _number(body.get(total))
-        return (
-            None if left is None or whole is None else f"{units.size(left)} of {units.size(whole)}"
-        )
-
     cpus, load = _number(body.get("cpus")), _number(body.get("load"))
     return {
         "host": _text(body.get("host")),
         "cpus": cpus,
         "load": load,
-        "memory_free": of("memory_available_bytes", "memory_total_bytes"),
-        "disk_free": of("disk_free_bytes", "disk_total_bytes"),
-        "up": units.seconds(_number(body.get("uptime_s"))),
+        "memory_free_bytes": _number(body.get("memory_available_bytes")),
+        "memory_free_bytes_of": _number(body.get("memory_total_bytes")),
+        "disk_free_bytes": _number(body.get("disk_free_bytes")),
+        "disk_free_bytes_of": _number(body.get("disk_total_bytes")),
+        "up_s": _number(body.get("uptime_s")),
         "python": _text(body.get("python")),
         "version": _text(body.get("version")),
         "isolation": _text(body.get("isolation")),

@@ -1,16 +1,18 @@
-"""Runs: list, choose, watch, steer and end them."""
+"""Runs: list, watch and steer them."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from flplatform.admin import units, views
+from flplatform.admin.orders import ordered
 from flplatform.admin.ports import Control
+from flplatform.admin.rights import Rights
 from flplatform.admin.targets import RunArguments, current_run
 from flplatform.core.control import RoundMetrics, RunView
-from flplatform.core.errors import FailedPreconditionError
-from flplatform.hci import CommandSpec, Connection, NoArguments, argument
+from flplatform.core.lifecycle import DELETED, WHILE_ACTIVE, demand_active
+from flplatform.hci import SESSION_RIGHT, CommandSpec, Connection, argument
 
 EXIT_RUN_FAILED = 5
 """Exit code of a command whose run failed or was aborted."""
@@ -18,14 +20,54 @@ EXIT_RUN_FAILED = 5
 LOOK_S = 0.2
 """Shortest pause between two looks at a run that changes all the time."""
 
-WHILE_ACTIVE = "while the run is active"
+MAX_TIMEOUT_S = 300.0
+"""How long a session may have sites take to answer."""
+
+COLUMNS = (
+    *("run", "name", "status", "round", "round_of"),
+    *("submitter", "submitted_at", "ended_at", "reason"),
+)
+KEYS = (
+    *("run", "name", "status", "round", "rounds"),
+    *("submitter", "submitted", "ended", "reason"),
+)
 
 
 @dataclass(frozen=True)
-class RunNumber:
-    """Of `set_run_number`."""
+class ListRuns:
+    """Of `list_runs`."""
 
-    run: int = argument(help="the run's number", complete="run", minimum=1)
+    status: (
+        Literal[
+            "prepared",
+            "deploying",
+            "training",
+            "validating",
+            "finished",
+            "failed",
+            "aborted",
+            "deleted",
+        ]
+        | None
+    ) = argument(help="only runs of this status", option="--status", default=None)
+    user: str = argument(
+        help="only runs that this user submitted", option="--user", metavar="NAME", default=""
+    )
+    last: int | None = argument(
+        help="only the latest ones", option="--last", metavar="N", minimum=1, default=None
+    )
+    all: bool = argument(help="also deleted runs", option="--all", default=False)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of `set_timeout`."""
+
+    seconds: float = argument(help="0.1 to 300", metavar="SECONDS", minimum=0.1)
+
+    def __post_init__(self) -> None:
+        if self.seconds > MAX_TIMEOUT_S:
+            raise ValueError(f"SECONDS is {self.seconds:g}, at most {MAX_TIMEOUT_S:g}")
 
 
 @dataclass(frozen=True)
@@ -48,34 +90,27 @@ class TrainingModule:
 
     Args:
         control: sees and steers them.
+        rights: decides who may see which of them.
     """
 
     name = "training"
     summary = "runs and the sites that work on them"
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, rights: Rights) -> None:
         self._control = control
+        self._rights = rights
 
     def commands(self) -> Sequence[CommandSpec[Any]]:
         """The commands."""
         return [
             CommandSpec(
                 name="list_runs",
-                summary="lists all runs",
-                arguments=NoArguments,
+                summary="lists the runs that you may see",
+                arguments=ListRuns,
                 handler=self._list_runs,
                 permission="view",
                 mutating=False,
-                examples=("list_runs",),
-            ),
-            CommandSpec(
-                name="set_run_number",
-                summary="makes a run the session's current one",
-                arguments=RunNumber,
-                handler=self._set_run_number,
-                permission="view",
-                mutating=False,
-                examples=("set_run_number 3",),
+                examples=("list_runs", "list_runs --status finished --last 10", "list_runs --all"),
             ),
             CommandSpec(
                 name="wait",
@@ -86,18 +121,7 @@ class TrainingModule:
                 mutating=False,
                 examples=("wait 3", "wait"),
                 local="wait",
-            ),
-            CommandSpec(
-                name="abort",
-                summary="ends a run; what it has published stays",
-                arguments=RunArguments,
-                handler=self._abort,
-                permission="train",
-                mutating=True,
-                examples=("abort 3", "abort"),
-                confirm=self._confirm_abort,
-                states=WHILE_ACTIVE,
-                survives_disconnect=True,
+                transient=True,
             ),
             CommandSpec(
                 name="set_min_clients",
@@ -110,54 +134,62 @@ class TrainingModule:
                 states=WHILE_ACTIVE,
                 survives_disconnect=True,
             ),
+            CommandSpec(
+                name="set_timeout",
+                summary="sets how long sites may take to answer commands of this session",
+                arguments=Seconds,
+                handler=self._set_timeout,
+                permission=SESSION_RIGHT,
+                mutating=False,
+                examples=("set_timeout 10",),
+            ),
         ]
 
-    async def _list_runs(self, connection: Connection, _: NoArguments) -> None:
+    async def _list_runs(self, connection: Connection, args: ListRuns) -> None:
         runs = self._control.runs()
+        if args.all or args.status == DELETED:
+            runs = sorted([*runs, *self._control.lifecycle.deleted()], key=lambda run: run.run)
+        runs = [run for run in runs if self._wanted(run, args)]
+        runs = runs[-args.last :] if args.last else runs
         rows = [
             (
                 run.run,
                 run.name,
                 run.status,
-                f"{run.round}/{run.rounds}",
+                run.round,
+                run.rounds,
                 run.submitter,
-                units.moment(run.submitted),
-                units.moment(run.ended) or None,
+                run.submitted,
+                run.ended or None,
                 run.reason or None,
             )
             for run in runs
         ]
-        columns = ("run", "name", "status", "round", "submitter", "submitted", "ended", "reason")
         if rows:
-            await connection.table("runs", columns, rows)
-        else:
+            await connection.table("runs", COLUMNS, rows)
+        elif args == ListRuns():
             await connection.text("no runs yet; submit_job starts one")
-        await connection.data(
-            "runs", [dict(zip(columns, map(asdict(run).get, columns), strict=True)) for run in runs]
-        )
+        else:
+            await connection.text("no such run")
+        await connection.data("runs", [{key: getattr(run, key) for key in KEYS} for run in runs])
 
-    async def _set_run_number(self, connection: Connection, args: RunNumber) -> None:
-        run = self._control.run(args.run)
-        await connection.text(f"run {run.run}: {run.name}, {run.status}")
-        await connection.remember("run", run.run)
-
-    async def _abort(self, connection: Connection, args: RunArguments) -> None:
-        number = current_run(self._control, args.run)
-        await self._control.abort(number, connection.session.user)
-        await connection.row(f"run {number}", {"state": "aborted"})
-
-    async def _confirm_abort(self, args: RunArguments) -> str:
-        run = self._control.run(current_run(self._control, args.run))
-        if run.ended:
-            raise FailedPreconditionError(f"run {run.run} has {run.status}", rule="run ended")
+    def _wanted(self, run: RunView, args: ListRuns) -> bool:
         return (
-            f"abort run {run.run}: round {run.round}, "
-            f"{units.count(len(run.accepted), 'accepted update')} kept, "
-            f"{units.count(len(run.waiting), 'site')} training. Continue?"
+            args.status in (None, run.status)
+            and args.user in ("", run.submitter)
+            and self._rights.may_see(ordered().signer, run)
         )
+
+    async def _set_timeout(self, connection: Connection, args: Seconds) -> None:
+        connection.session.reply_timeout_s = args.seconds
+        await connection.text(
+            f"sites have {args.seconds:g} s to answer the commands of this session"
+        )
+        await connection.data("timeout_s", args.seconds)
 
     async def _set_min_clients(self, connection: Connection, args: MinClients) -> None:
         number = current_run(self._control, args.run)
+        demand_active(self._control.run(number), "set_min_clients")
         await self._control.set_min_clients(number, args.count, connection.session.user)
         await connection.row(f"run {number}", {"min_clients": args.count})
 
@@ -173,6 +205,8 @@ class TrainingModule:
             await asyncio.sleep(LOOK_S)
             seen = await self._control.wait_changed(number, seen)
         await connection.data("run", views.of_run(run))
+        if run.status == "failed":
+            await connection.text(f"logs {number} shows what failed it, and where")
         if run.status != "finished":
             connection.exit_code = EXIT_RUN_FAILED
 

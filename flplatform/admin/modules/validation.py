@@ -150,26 +150,37 @@ class ValidationModule:
         if args.csv:
             await connection.text(_csv(matrix, names))
         else:
-            await connection.table("cross validation", *_table(matrix, names))
+            columns, rows, marks = _table(matrix, names)
+            await connection.table("cross validation", columns, rows, marks=marks, verbatim=True)
             await connection.text("\n".join(_notes(matrix, view, number)))
         await connection.data("cross_validation", _data(matrix, view))
 
 
-def _table(matrix: Matrix, names: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+def _table(
+    matrix: Matrix, names: Mapping[str, str]
+) -> tuple[list[str], list[list[float | str | None]], dict[tuple[int, int], str]]:
+    """Return columns, rows, and the marks: the best of each column, the worst of each row."""
     best = {site: matrix.best(site) for site in matrix.sites}
-    rows = []
-    for owner in matrix.owners:
-        cells = [
-            units.score(value) + ("*" if value is not None and value == best[site] else "")
-            for site, value in zip(matrix.sites, matrix.row(owner), strict=True)
-        ]
+    rows: list[list[float | str | None]] = []
+    marks: dict[tuple[int, int], str] = {}
+    for number, owner in enumerate(matrix.owners):
         worst = matrix.worst(owner)
-        rows.append([names.get(owner, owner), *cells, units.score(worst[1] if worst else None)])
-    return ["model owner \\ data", *matrix.sites, "worst"], rows
+        for column, site in enumerate(matrix.sites, 1):
+            value = matrix.values.get((owner, site))
+            if worst is not None and site == worst[0]:
+                marks[number, column] = "worst"
+            if value is not None and value == best[site]:
+                marks[number, column] = "best"
+        rows.append([names.get(owner, owner), *matrix.row(owner), worst[1] if worst else None])
+    return ["model owner \\ data", *matrix.sites, "worst"], rows, marks
 
 
 def _notes(matrix: Matrix, view: MatrixView, run: int) -> Iterator[str]:
-    yield f"{matrix.metric}; * is the best at that site" if matrix.mode else matrix.metric
+    yield (
+        f"{matrix.metric} ({matrix.mode} is best); * is the best at that site"
+        if matrix.mode
+        else matrix.metric
+    )
     for (owner, site), reason in sorted(view.gaps.items()):
         if owner == "*":
             declined = reason.removeprefix("declined: ")

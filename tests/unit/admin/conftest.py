@@ -15,12 +15,14 @@ from flplatform.admin.modules.hosts import Hosts
 from flplatform.admin.orders import Ordered, take_in_hand
 from flplatform.admin.rights import Rights
 from flplatform.admin.transfers import Transfers
+from flplatform.admin.user_files import UserFiles
 from flplatform.core.config import ServerLimits
 from flplatform.hci import AdminServer, AdminSession, CommandRegister, Sessions, tokenise
 from flplatform.security.identity import Identity
 from flplatform.security.signing import CommandOrder
 from tests.support.control import FakeControl, site
 from tests.support.federation import Federation, provision
+from tests.support.replies import check
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 SIGNED = b"exactly what was signed"
@@ -110,7 +112,10 @@ class Console:
 
     def __post_init__(self) -> None:
         self.rights = Rights(self.policy, "hub", self.control)
-        self.transfers = Transfers(self.rights, ServerLimits(), lambda caller: session_of("amy"))
+        user_files = UserFiles(self.policy.parent / "transfer", 1000)
+        self.transfers = Transfers(
+            self.rights, ServerLimits(), lambda caller: session_of("amy"), user_files
+        )
         self.register = CommandRegister(modules(self.parts()))
         self.server = AdminServer(self.register, self.rights, self)
         self.rights.load([view.name for view in self.register.views()])
@@ -126,6 +131,8 @@ class Console:
             audit=self,
             kit=None,
             trust=None,
+            login=None,
+            console=lambda: self.server,
         )
 
     def record(self, actor, action, decision, *, reason="", details=None, correlation_id=""):
@@ -139,7 +146,9 @@ class Console:
         run: int | None = None,
         confirmed: bool = True,
         attachment: bytes = b"",
+        session: AdminSession | None = None,
     ) -> Reply:
+        session = session or session_of(user)
         argv = tokenise(line) if isinstance(line, str) else line
         order = CommandOrder(
             project="heart",
@@ -149,9 +158,13 @@ class Console:
             argv=tuple(argv),
             run=run,
         )
-        take_in_hand(Ordered(order, USERS[user], SIGNED, attachment))
-        reply = self.server.execute(session_of(user), argv, confirmed=confirmed)
-        return Reply([item async for item in reply])
+        command = Ordered(order, USERS[user], SIGNED, attachment)
+        command.reply_timeout_s = session.reply_timeout_s
+        take_in_hand(command)
+        reply = self.server.execute(session, argv, confirmed=confirmed)
+        items = [item async for item in reply]
+        check(items)
+        return Reply(items)
 
     def __call__(self, *args: Any, **options: Any) -> Reply:
         return asyncio.run(self.run(*args, **options))

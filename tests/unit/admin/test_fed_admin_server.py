@@ -9,6 +9,7 @@ import pytest
 
 from flplatform.admin.fed_admin_server import FedAdminServer
 from flplatform.core.errors import ConfigError, UnavailableError
+from flplatform.hci import CommandSpec, NoArguments
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def own(federation, tmp_path):
     return dataclasses.replace(federation, folder=folder)
 
 
-def make(federation, control) -> FedAdminServer:
+def make(federation, control, **more) -> FedAdminServer:
     kit = federation.open("server")
     return FedAdminServer(
         kit,
@@ -27,6 +28,7 @@ def make(federation, control) -> FedAdminServer:
         trust=SimpleNamespace(store=kit.trust),
         workers=ThreadPoolExecutor(1),
         note_refusal=lambda *_: None,
+        **more,
     )
 
 
@@ -39,6 +41,49 @@ def test_a_policy_that_names_no_command_stops_the_start(own, control):
 def test_a_policy_may_name_every_command_of_the_console(own, control):
     own.local("server", "policy.yml", "roles: {member: {sys_info: any, whoami: any}}")
     make(own, control)
+
+
+async def nothing(connection, args):
+    pass
+
+
+def command(name: str = "a", permission: str = "view") -> CommandSpec:
+    return CommandSpec(name, "summary", NoArguments, nothing, permission, False, (name,))
+
+
+def module(*specs: CommandSpec):
+    """What makes a module of a package."""
+    return lambda parts: SimpleNamespace(name="more", summary="x", commands=lambda: specs)
+
+
+def no_disk(parts):
+    raise OSError("no disk")
+
+
+def test_a_package_adds_commands_that_the_policy_may_name(own, control):
+    own.local("server", "policy.yml", "roles: {member: {round_times: any}}")
+    server = make(own, control, more={"x of y 1": module(command("round_times"))})
+    assert server._console.register.view("round_times").module == "more"
+
+
+@pytest.mark.parametrize(
+    ("factory", "complaint"),
+    [
+        (no_disk, "OSError: no disk"),
+        (lambda parts: 3, "'int' object has no attribute 'commands'"),
+        (module(), "it has no commands"),
+        (module(command(permission="")), "command a: permission '' is not one of train"),
+        (module(command(permission="session")), "command a: permission 'session' is not one of"),
+        (module(command(name="abort")), "command abort: the name abort is taken"),
+        (module(command(name="help")), "command help: the name help is taken"),
+    ],
+)
+def test_a_package_that_is_wrong_stops_the_start_and_is_named(own, control, factory, complaint):
+    with pytest.raises(ConfigError) as raised:
+        make(own, control, more={"x of y 1": factory})
+    assert raised.value.message.startswith("command module x of y 1: ")
+    assert complaint in raised.value.message
+    assert "command_modules in local/resources.yml" in raised.value.hint
 
 
 def test_a_port_that_is_taken_is_named(own, control):

@@ -41,8 +41,11 @@ def test_the_toolbar_is_the_last_event(busy):
     ("kind", "prefix", "found"),
     [
         ("site", "", ["a", "b", "c", "d"]),
-        ("target", "c", ["client", "c"]),
-        ("target", "a", ["all", "a"]),
+        ("target", "", ["all", "client", "server"]),
+        ("target", "c", ["client"]),
+        ("target:client", "", ["a", "b", "c", "d"]),
+        ("target:server", "", []),
+        ("site:a", "c", ["c"]),
         ("run", "", ["7"]),
         ("planet", "", []),
     ],

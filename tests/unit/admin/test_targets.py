@@ -8,7 +8,7 @@ from flplatform.admin.targets import (
     only_active,
     resolve,
 )
-from flplatform.core.errors import FailedPreconditionError
+from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
 from tests.support.control import ENDED, FakeControl, run
 
 KNOWN = ("b", "a", "c")
@@ -62,7 +62,7 @@ def test_the_current_run(in_hand):
     assert current_run(control, None) == 3  # what was checked is what is done
     in_hand()
     assert only_active(control) is None
-    with pytest.raises(FailedPreconditionError, match="several runs are active: 3, 4"):
+    with pytest.raises(InvalidArgumentError, match="several runs are active: 3, 4"):
         current_run(control, None)
     control.run_views.clear()
     with pytest.raises(FailedPreconditionError, match="no run is active"):

@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from flplatform.admin.transfers import Transfers
+from flplatform.admin.transfers import PortBlobs, Transfers
+from flplatform.admin.user_files import file_transfer
 from flplatform.core.config import ServerLimits
 from flplatform.core.errors import (
     InvalidArgumentError,
@@ -10,6 +11,8 @@ from flplatform.core.errors import (
     ResourceExhaustedError,
 )
 from flplatform.core.messages import ModelRef
+from flplatform.files.digest import digest_of
+from flplatform.store.blobs import FileBlobStore
 from tests.unit.admin.conftest import USERS, session_of
 
 ID = "0123456789abcdef" * 2
@@ -22,7 +25,12 @@ def who(name: str) -> SimpleNamespace:
 @pytest.fixture
 def transfers(console):
     limits = ServerLimits(max_job_bytes=100, max_model_bytes=1000)
-    return Transfers(console.rights, limits, lambda caller: session_of(caller.identity.name))
+    return Transfers(
+        console.rights,
+        limits,
+        lambda caller: session_of(caller.identity.name),
+        console.transfers.user_files,
+    )
 
 
 def test_uploads_of_a_submission_are_admitted(transfers):
@@ -62,3 +70,42 @@ def test_a_grant_is_of_one_session_and_ends_with_it(transfers):
     transfers.end_session(session_of("amy"))
     with pytest.raises(PermissionDeniedError):
         transfers.release(who("amy"), "d1")
+
+
+CONTENT = b"some text"
+FILE = ModelRef(digest_of(CONTENT), len(CONTENT))
+
+
+def test_a_file_is_received_once_announced_and_by_who_announced_it(transfers):
+    transfer_id = file_transfer("lea", FILE.digest)
+    with pytest.raises(PermissionDeniedError, match="announce"):
+        transfers.admit(who("lea"), transfer_id, FILE)
+    transfers.user_files.announce("lea", "notes.txt", FILE)
+    transfers.admit(who("lea"), transfer_id, FILE)
+    other = ModelRef(FILE.digest, FILE.size + 1)
+    for name, blob in (("amy", FILE), ("lea", other), ("lea", ModelRef("blake3:" + "0" * 64, 9))):
+        with pytest.raises(PermissionDeniedError, match="announce"):
+            transfers.admit(who(name), transfer_id, blob)
+    with pytest.raises(PermissionDeniedError, match="may not"):
+        transfers.admit(who("max"), file_transfer("max", FILE.digest), FILE)
+
+
+@pytest.mark.parametrize("user", ["", "..", "../lea", "a/b", "lea\n", "LEA"])
+def test_a_transfer_id_with_an_odd_user_is_none(transfers, user):
+    with pytest.raises(InvalidArgumentError):
+        transfers.admit(who("lea"), f"file/{user}/{'0' * 64}", FILE)
+
+
+def test_the_port_keeps_files_of_users_apart_from_the_federations_blobs(transfers, tmp_path):
+    blobs = FileBlobStore(tmp_path / "blobs")
+    port = PortBlobs(blobs, transfers.user_files)
+    writer = port.receive(file_transfer("lea", FILE.digest), FILE)
+    writer.write(CONTENT)
+    writer.commit()
+    assert not blobs.has(FILE.digest)
+    assert not transfers.user_files.store("amy").has(FILE.digest)
+    assert port.path(FILE.digest).read_bytes() == CONTENT
+    writer = port.receive(f"{ID}/job", FILE)
+    writer.write(CONTENT)
+    writer.commit()
+    assert port.path(FILE.digest) == blobs.path(FILE.digest)

@@ -86,7 +86,8 @@ def test_exit_codes(error, code):
     assert _exit_code(error) == code
 
 
-def test_the_banner_says_where_and_as_whom(transport):
+def test_the_banner_says_where_and_as_whom(transport, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     transport.address = "fl.example.org:8003"
     transport.welcome = pb.LoginReply(
         user="amy@clinic-a.org",
@@ -100,6 +101,13 @@ def test_the_banner_says_where_and_as_whom(transport):
         "flplatform 0.1  project heart  server fl.example.org:8003 (certificate valid 341 days)\n"
         "signed in as amy@clinic-a.org  project_admin of clinic-a      type help, or Tab"
     )
+    monkeypatch.setenv("COLUMNS", "60")
+    assert banner(transport).splitlines() == [
+        "flplatform 0.1  project heart",
+        "server fl.example.org:8003 (certificate valid 341 days)",
+        "signed in as amy@clinic-a.org  project_admin of clinic-a",
+        "type help, or Tab",
+    ]
     transport.welcome.role = "\x1b[2Jboss"
     assert "\x1b" not in banner(transport)
 
@@ -108,7 +116,7 @@ def test_start_up_needs_no_heavy_library():
     import subprocess
     import sys
 
-    heavy = ["numpy", "torch", "sqlalchemy", "prompt_toolkit", "flplatform.server"]
+    heavy = ["numpy", "torch", "sqlalchemy", "prompt_toolkit", "textual", "flplatform.server"]
     code = (
         f"import sys, flplatform.entrypoints.admin; print([m for m in {heavy} if m in sys.modules])"
     )

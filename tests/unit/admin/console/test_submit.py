@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flplatform.admin.console import submit
+from flplatform.admin.console import packing, submit
 from flplatform.core.errors import (
     ConfigError,
     FailedPreconditionError,
@@ -64,7 +64,7 @@ class Uploads:
 @pytest.fixture
 def uploads(monkeypatch) -> Uploads:
     uploads = Uploads()
-    monkeypatch.setattr(submit, "send_blob", uploads)
+    monkeypatch.setattr(packing, "send_blob", uploads)
     return uploads
 
 
@@ -118,6 +118,21 @@ def test_options_reach_server_and_sites(transport, job, uploads, trust):
     assert json.loads(transport.sent[0][0][1])["sites"] == ["a", "b"]
     assert transport.sent[1][0] == ["submit", "--min", "1"]
     assert list(uploads.sent) == [f"{'5' * 32}/job", f"{'5' * 32}/model"]
+
+
+def test_processes_per_site_are_shown_and_signed(transport, job, uploads, trust):
+    transport.replies = [ALL_OK, STARTED]
+    _, screen = run(transport, f"submit_job {job} --gpus a=2,b=4")
+    assert "gpus      a 2 · b 4" in screen.lines
+    signed = Signed.from_bytes(transport.sent[1][1])
+    _, order = open_order(StartOrder, signed, trust.store, datetime.now(UTC))
+    assert order.gpus == {"a": 2, "b": 4}
+    transport.replies = [ALL_OK]
+    with pytest.raises(InvalidArgumentError, match="'aa' is not a target site"):
+        run(transport, f"submit_job {job} --gpus aa=2")
+    with pytest.raises(InvalidArgumentError, match="is not a number"):
+        run(transport, f"submit_job {job} --gpus many")
+    assert len(transport.sent) == 3, "a slip is told before anybody is asked"
 
 
 def test_wait_follows_the_run(transport, job, uploads):

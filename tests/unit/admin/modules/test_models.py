@@ -32,12 +32,13 @@ def rounds(control):
 def test_show_metrics(console, rounds):
     reply = console("show_metrics 3", "max")
     assert reply.text == "run 3 (heart): accuracy"
-    assert reply.table["columns"] == ["round", "score", "best", "a", "b", "closed", "without"]
+    assert reply.table["columns"] == ["round", "score", "a", "b", "closed", "without"]
     assert reply.table["rows"] == [
-        [0, 0.5, "", 0.4, None, None, None],
-        [1, 0.75, "*", 0.7, 0.8, "all participants answered", None],
-        [2, None, "", None, None, "deadline", "a"],
+        [0, 0.5, 0.4, None, None, None],
+        [1, 0.75, 0.7, 0.8, "all participants answered", None],
+        [2, None, None, None, "deadline", "a"],
     ]
+    assert reply.table["marks"] == [[1, 1, "best"]]
     (plot,) = (item for item in reply.items if item["type"] == "plot")
     assert plot["series"]["all sites"][0] == 0.75
     assert math.isnan(plot["series"]["all sites"][1])
@@ -46,8 +47,8 @@ def test_show_metrics(console, rounds):
 
 def test_another_metric_has_no_score_and_a_curve_per_site(console, rounds):
     reply = console("show_metrics --metric loss", run=3)
-    assert [row[1] for row in reply.table["rows"]] == [None, None, None]
-    assert [row[3:5] for row in reply.table["rows"]] == [[None, None], [0.3, None], [None, 0.1]]
+    assert "score" not in reply.table["columns"]
+    assert [row[1:3] for row in reply.table["rows"]] == [[None, None], [0.3, None], [None, 0.1]]
     (plot,) = (item for item in reply.items if item["type"] == "plot")
     assert list(plot["series"]) == ["a", "b"]
 

@@ -31,25 +31,27 @@ def test_every_target_has_a_row_with_what_it_does(console, busy):
     assert reply.rows["server"]["cells"] == {
         "state": "serving",
         "run": 3,
-        "round": "7/20",
+        "round": 7,
+        "round_of": 20,
         "phase": "training: 1 of 2 updates",
-        "since": None,
-        "last_seen": None,
-        "cert": "341 d",
+        "since_s": None,
+        "last_seen_s": None,
+        "certificate_days": 341.2,
     }
     assert reply.rows["a"]["cells"] == {
         "state": "training",
         "run": 3,
-        "round": "7",
+        "round": 7,
+        "round_of": None,
         "phase": "uploading",
-        "since": "0.3 s",
-        "last_seen": "0.4 s",
-        "cert": "341 d",
+        "since_s": 0.3,
+        "last_seen_s": 0.4,
+        "certificate_days": 341.2,
     }
-    assert reply.rows["b"]["cells"]["since"] == "3 min"
+    assert reply.rows["b"]["cells"]["since_s"] == 184.0
     assert reply.rows["c"]["cells"]["state"] == "idle"
     assert reply.rows["c"]["cells"]["phase"] == "declined run 3"
-    assert reply.rows["c"]["cells"]["cert"] == "27 d !"
+    assert reply.rows["c"]["cells"]["certificate_days"] == 27.0
     assert reply.code == 0
     assert busy.asked == [(("a", "b", "c"), "check_status", SIGNED)]
 
@@ -65,8 +67,8 @@ def test_a_silent_site_keeps_its_last_heartbeat_in_sight(console, busy):
     busy.site_views[1] = site("b", runs=((3, 6, "training", 40.0),), last_seen_s=43.0)
     row = console("check_status client b").rows["b"]
     assert (row["status"], row["detail"]) == ("no_reply", "after 2.0 s")
-    assert (row["cells"]["round"], row["cells"]["since"]) == ("6", "40.0 s")
-    assert row["cells"]["last_seen"] == "43.0 s"
+    assert (row["cells"]["round"], row["cells"]["since_s"]) == (6, 40.0)
+    assert row["cells"]["last_seen_s"] == 43.0
 
 
 def test_a_site_that_refuses_says_by_which_rule(console, busy):
@@ -82,8 +84,8 @@ def test_sites_that_are_not_there_are_named_too(console, busy):
     reply = console("check_status client")
     assert reply.statuses == {
         "a": "ok",
-        "b": "error not connected",
-        "c": "error not connected",
+        "b": "error not back yet since the server's restart",
+        "c": "error has never registered",
     }
     assert reply.rows["b"]["cells"]["state"] == "expected"
     assert reply.rows["c"]["cells"]["state"] == "away"
@@ -126,3 +128,31 @@ def test_nonsense_from_a_site_is_left_out(console, control):
         "ok", {"runs": ["x", {"run": 3}, {"run": 1, "round": "?", "phase": 1, "since_s": 2}]}
     )
     assert console("check_status client a").rows["a"]["cells"]["state"] == "idle"
+
+
+@pytest.mark.parametrize(
+    ("state", "seen", "said"),
+    [
+        ("stopped", 180.0, "stopped 3 min ago"),
+        ("removed", 2.0, "removed 2.0 s ago"),
+        ("away", 64.0, "lost: last heard of 64.0 s ago"),
+        ("away", None, "not seen since the server's start"),
+    ],
+)
+def test_why_a_site_is_not_there(console, control, state, seen, said):
+    control.site_views = [site("a", state=state, last_seen_s=seen, certificate_days=None)]
+    reply = console("check_status client a")
+    assert reply.statuses == {"a": f"error {said}"}
+    assert reply.rows["a"]["cells"]["state"] == state
+    assert control.asked == [((), "check_status", SIGNED)]
+
+
+def test_rows_come_in_the_order_of_the_targets(console, busy):
+    reply = console("check_status client c nobody a")
+    assert list(reply.rows) == ["c", "nobody", "a"]
+
+
+def test_a_refusal_says_its_rule_once(console, busy):
+    rule = "role member: view is not granted"
+    busy.replies["a"] = SiteReply("refused", message=f"refused by {rule}", rule=rule)
+    assert console("check_status client a").statuses["a"] == f"refused refused by {rule}"

@@ -74,7 +74,7 @@ def test_who_may_submit(console):
 def test_submit_job_belongs_to_the_console(console):
     assert console("submit_job x").error["code"] == "failed_precondition"
     assert console.register.view("submit_job").local == "submit_job"
-    assert {"preflight", "submit"} == HIDDEN
+    assert {"preflight", "submit"} <= HIDDEN
 
 
 def test_the_question_is_what_sites_expect():

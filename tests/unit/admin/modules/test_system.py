@@ -21,9 +21,11 @@ def test_sys_info_shows_server_and_sites(console, control):
         "host": "h1",
         "cpus": 8,
         "load": 0.25,
-        "memory_free": "12 GB of 16 GB",
-        "disk_free": "500 B of 1 kB",
-        "up": "2 h 5 min",
+        "memory_free_bytes": 12_000_000_000,
+        "memory_free_bytes_of": 16_000_000_000,
+        "disk_free_bytes": 500,
+        "disk_free_bytes_of": 1000,
+        "up_s": 7500.0,
         "python": None,
         "version": None,
         "isolation": "none",
@@ -63,9 +65,9 @@ def test_shutdown_ends_sites_first_then_the_server(console, control):
     assert control.asked == [(("a", "b"), "shutdown", SIGNED)]
     assert control.calls == [("stop", False)]
     assert list(reply.statuses.items()) == [
+        ("server", "ok"),
         ("a", "ok"),
         ("b", "error internal error"),
-        ("server", "ok"),
     ]
     assert reply.rows["a"]["cells"] == {"state": "shuts down"}
     assert reply.rows["b"]["cells"] == {}

@@ -3,6 +3,7 @@ import asyncio
 from flplatform.admin.modules.training import Story
 from flplatform.core.control import RoundMetrics
 from tests.support.control import ENDED, run
+from tests.unit.admin.conftest import session_of
 
 
 def scored(number: int, score: float | None, **changes) -> RoundMetrics:
@@ -16,37 +17,57 @@ def test_list_runs(console, control):
     assert reply.table["columns"][:4] == ["run", "name", "status", "round"]
     assert reply.table["rows"] == [
         [
-            *(3, "heart", "finished", "7/20", "amy", "2024-05-01 12:04:10"),
-            *("2024-05-01 13:00:00", "all steps done"),
+            *(3, "heart", "finished", 7, 20, "amy", "2024-05-01T12:04:10.123Z"),
+            *("2024-05-01T13:00:00.000Z", "all steps done"),
         ],
-        [4, "lung", "training", "7/20", "amy", "2024-05-01 12:04:10", None, None],
+        [4, "lung", "training", 7, 20, "amy", "2024-05-01T12:04:10.123Z", None, None],
     ]
     assert [each["run"] for each in reply.data("runs")] == [3, 4]
 
 
-def test_set_run_number_is_remembered_by_the_console(console, control):
-    control.run_views = {3: run(3)}
-    reply = console("set_run_number 3")
-    assert reply.remembered == {"run": 3}
-    assert reply.text == "run 3: heart, training"
-    assert console("set_run_number 4").error["code"] == "not_found"
+def test_list_runs_can_be_narrowed(console, control):
+    control.run_views = {
+        3: run(3, **ENDED),
+        4: run(4, submitter="lea", submitter_organisation="a"),
+        5: run(5),
+    }
+    control.lifecycle.views = [run(2, status="deleted", reason="finished; deleted by oli")]
+
+    def listed(line, user="amy"):
+        return [each["run"] for each in console(line, user).data("runs")]
+
+    assert listed("list_runs") == [3, 4, 5]
+    assert listed("list_runs --status training") == [4, 5]
+    assert listed("list_runs --user lea") == [4]
+    assert listed("list_runs --last 2") == [4, 5]
+    assert listed("list_runs --all") == [2, 3, 4, 5]
+    assert listed("list_runs --status deleted --last 9") == [2]
+    assert console("list_runs --user nobody").text == "no such run"
+    assert "not one of prepared, deploying" in console("list_runs --status odd").error["message"]
 
 
-def test_abort_asks_with_its_blast_radius(console, control):
-    control.run_views = {3: run(3, accepted=("a", "c"))}
-    assert console("abort 3", confirmed=False).question == (
-        "abort run 3: round 7, 2 accepted updates kept, 1 site training. Continue?"
-    )
-    reply = console("abort")
-    assert control.calls == [("abort", 3, "amy")]
-    assert reply.rows["run 3"]["cells"] == {"state": "aborted"}
-    assert console.records[-1][:3] == ("amy", "abort", "allowed")
+def test_list_runs_shows_what_one_may_see(console, control):
+    control.run_views = {
+        3: run(3),
+        4: run(4, submitter="lea", submitter_organisation="a"),
+        5: run(5, submitter="max", submitter_organisation="a"),
+    }
+    console.policy.write_text("roles: {lead: {view: n:submitter}, member: {view: o:submitter}}")
+    console.rights.reload()
+    assert [each["run"] for each in console("list_runs", "lea").data("runs")] == [4]
+    assert [each["run"] for each in console("list_runs", "max").data("runs")] == [4, 5]
 
 
-def test_an_ended_run_is_not_asked_about(console, control):
-    control.run_views = {3: run(3, **ENDED)}
-    reply = console("abort 3", confirmed=False)
-    assert reply.error["message"] == "run 3 has finished"
+def test_set_timeout_is_the_session_s(console, control):
+    session = session_of("amy")
+    assert console("set_timeout 0.05").code == 2
+    assert "at most 300" in console("set_timeout 301").error["message"]
+    reply = console("set_timeout 10", session=session)
+    assert reply.data("timeout_s") == 10
+    assert session.reply_timeout_s == 10
+    rows = console("check_status all", session=session).rows
+    assert rows["a"]["detail"] == "after 10.0 s"
+    assert console("check_status all").rows["a"]["detail"] == "after 2.0 s"
 
 
 def test_which_run_is_meant(console, control):
@@ -65,12 +86,12 @@ def test_a_run_belongs_to_who_submitted_it(console, control):
         3: run(3, submitter="lea", submitter_organisation="a"),
         4: run(4, submitter="amy", submitter_organisation="hub"),
     }
-    assert console("abort 3", "lea").code == 0
-    refused = console("abort 4", "lea")
+    assert console("abort --run 3", "lea").code == 0
+    refused = console("abort --run 4", "lea")
     assert refused.error["rule"] == "role lead: train = n:submitter"
     assert refused.code == 3
     assert console("set_min_clients 1 --run 3", "oli").error["code"] == "failed_precondition"
-    assert console("abort 4", "oli").code == 3
+    assert console("abort --run 4", "oli").code == 3
     assert [call[:2] for call in control.calls] == [("abort", 3)]
     assert console.records[-1] == ("oli", "abort", "denied", "role org_admin: train = o:submitter")
 

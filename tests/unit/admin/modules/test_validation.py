@@ -44,13 +44,21 @@ def test_the_matrix_has_every_gap_and_marks_the_best(console, matrix):
         *("model owner \\ data", "cleveland", "hungary", "switzerland", "worst")
     ]
     assert reply.table["rows"] == [
-        ["cleveland", ".746", ".760*", ".725", ".725"],
-        ["hungary", ".746", ".746", ".525", ".525"],
-        ["switzerland", ".481", ".391", "–", ".391"],
-        ["global (r12, best)", ".750*", ".750", ".730*", ".730"],
+        ["cleveland", 0.746, 0.76, 0.725, 0.725],
+        ["hungary", 0.746, 0.746, 0.525, 0.525],
+        ["switzerland", 0.481, 0.391, None, 0.391],
+        ["global (r12, best)", 0.75, 0.75, 0.73, 0.73],
     ]
+    assert {tuple(mark) for mark in reply.table["marks"]} == {
+        (0, 2, "best"),
+        (0, 3, "worst"),
+        (1, 3, "worst"),
+        (2, 2, "worst"),
+        (3, 1, "best"),
+        (3, 3, "best"),
+    }
     assert reply.text.splitlines() == [
-        "accuracy; * is the best at that site",
+        "accuracy (max is best); * is the best at that site",
         "va declined run 7: no row and no column (policy byoc)",
         "basel: no row (no local model: gone)",
         "switzerland at switzerland: deadline",
@@ -95,14 +103,14 @@ def test_when_less_is_better_the_worst_is_the_highest(console, matrix):
         view.owners, view.sites, view.cells, view.gaps, 12, False, "loss", "min"
     )
     reply = console("cross_val 7")
-    assert reply.table["rows"][2] == ["switzerland", ".519", ".609", "–", ".609"]
-    assert reply.table["rows"][3] == ["global (r12, best)", ".250*", ".250", ".270*", ".270"]
+    assert reply.table["rows"][2] == ["switzerland", 0.519, 0.609, None, 0.609]
+    assert reply.table["rows"][3] == ["global (r12, best)", 0.25, 0.25, 0.27, 0.27]
     assert "the validation is not complete yet" in reply.text
 
 
 def test_of_a_metric_that_nobody_watches_nothing_is_best(console, matrix):
     reply = console("cross_val 7 --metric loss")
-    assert reply.table["rows"][0] == ["cleveland", ".254", ".240", ".275", "–"]
+    assert reply.table["rows"][0] == ["cleveland", 0.254, 0.24, 0.275, None]
     assert reply.text.splitlines()[0] == "loss"
     assert "falls to" not in reply.text
 
@@ -119,5 +127,5 @@ def test_one_owner_alone_makes_no_sentence(console, matrix):
         ("global",), ("a",), {("global", "a"): {"accuracy": 12.5}}, {}, 1, True, "accuracy", "max"
     )
     reply = console("cross_val 7")
-    assert reply.table["rows"] == [["global (r1, best)", "12.5*", "12.5"]]
+    assert reply.table["rows"] == [["global (r1, best)", 12.5, 12.5]]
     assert reply.data("cross_validation")["sentence"] == ""

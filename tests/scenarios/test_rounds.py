@@ -123,7 +123,7 @@ def test_abort_frees_the_run_process(federation):
     running.hold("site-1", 1)
     assert running.console("submit_job steps").returncode == 0
     running.wait_event(1, ev.RoundOpened)
-    assert running.ask("abort 1")["ok"]
+    assert running.ask("abort all --run 1")["ok"]
     assert running.wait_event(1, ev.RunEnded).status == "aborted"
     runs = running.kit("site-1") / "state" / "runs"
     running.wait_for(lambda: not any(runs.glob("run-*")), "the site to end the run")

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 KITS := workspaces/federation
 
-.PHONY: demo up console down test test-frameworks check bench reproduce protos clean
+.PHONY: demo up console down test test-frameworks check bench reproduce docs transcripts protos clean
 
 demo: $(VENV)/core.stamp          ## provision, start, train on four hospitals, show, stop
 	@$(BIN)/python -m workspaces.federation demo
@@ -36,6 +36,13 @@ bench: $(VENV)/core.stamp         ## this machine's limits beside ours, as ratio
 
 reproduce: $(VENV)/core.stamp     ## the published FedAvg figures, on the platform
 	@$(BIN)/python -m workspaces.reproduce
+
+docs: $(VENV)/core.stamp          ## write the command reference and the table of permissions anew
+	@$(BIN)/python -m tools.commands
+
+transcripts: $(VENV)/dev.stamp    ## record the console's transcripts anew, and show what differs
+	@$(BIN)/python -m tests.scenarios.console.record
+	@git --no-pager diff --stat -- tests/scenarios/console/transcripts
 
 protos:                           ## generate the protobuf code anew, with the pinned generator
 	@$(PYTHON) tools/protos.py

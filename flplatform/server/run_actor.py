@@ -59,8 +59,8 @@ class Hands(Protocol):
     def deploy(self, site: str, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
         """Carry the signed start to a site; the future resolves with the site's answer."""
 
-    async def aggregate(self, closed: ev.RoundClosed) -> ModelRef:
-        """Compute and store the model of a closed round."""
+    async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, ModelRef | None]:
+        """Compute and store the model of a closed round, and the state of its optimiser."""
 
     def tasks_changed(self, sites: set[str]) -> None:
         """Tell waiting sites that their open tasks have changed."""
@@ -292,7 +292,7 @@ class RunActor:
     async def _aggregate(self, item: Aggregate) -> None:
         while True:
             try:
-                model = await self._hands.aggregate(item.closed)
+                model, state = await self._hands.aggregate(item.closed)
             except ResourceExhaustedError as error:
                 log.error("run %d: %s waits for space: %s", self.run, item.id, error)
                 await asyncio.sleep(RETRY_S)
@@ -303,7 +303,7 @@ class RunActor:
                 what = f"aggregation: {type(error).__name__}: {error}"
                 return await self._report(InstructionFailed(item.id, what))
             else:
-                return await self._report(Aggregated(item.closed.round, model))
+                return await self._report(Aggregated(item.closed.round, model, state))
 
 
 def _fail(letter: _Letter, error: Exception) -> None:

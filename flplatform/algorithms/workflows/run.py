@@ -30,7 +30,7 @@ from flplatform.core.events import (
     TaskFailed,
     UpdateAccepted,
 )
-from flplatform.core.messages import TRAIN, TaskId, TaskResult
+from flplatform.core.messages import TRAIN, ModelRef, TaskId, TaskResult
 from flplatform.core.workflow import (
     Abort,
     Aggregated,
@@ -182,12 +182,15 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
                     site=site, accepted=accepted, rule=rule, reason=reason, isolation=isolation
                 )
             )
-        case Aggregated(number, model):
+        case Aggregated(number, model, optimizer_state):
             current = state.open_round
             if not current or not current.closed or current.opened.round != number or state.ended:
                 return ()
-            blob = EventBlob(digest=model.digest, size=model.size)
-            draft.emit(ModelPublished(round=number, model=blob))
+            draft.emit(
+                ModelPublished(
+                    round=number, model=_blob(model), optimizer_state=_maybe(optimizer_state)
+                )
+            )
         case InstructionFailed(_, error):
             if not state.ended:
                 draft.end("failed", error)
@@ -210,6 +213,14 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
                 draft.emit(DeployWaitOver())
     _advance(draft, fired)
     return tuple(draft.events)
+
+
+def _blob(ref: ModelRef) -> EventBlob:
+    return EventBlob(digest=ref.digest, size=ref.size)
+
+
+def _maybe(ref: ModelRef | None) -> EventBlob | None:
+    return None if ref is None else _blob(ref)
 
 
 def _accept(task_id: TaskId, result: TaskResult) -> UpdateAccepted | ResultAccepted:

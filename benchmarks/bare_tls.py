@@ -1,10 +1,12 @@
 """The limit: bare TLS sockets moving the same bytes, written and synced in the same places.
 
-Each client takes the model, writes and syncs it, sends it back; the server writes and syncs each
-update, then a new model. No framing, no tasks, no checks, no aggregation.
+Each client takes the model, writes and syncs it, writes and syncs what it has trained, and sends
+that back; the server writes and syncs each update, then a new model. Writing goes on while more
+is received. No framing, no tasks, no checks, no digests, no aggregation.
 """
 
 import os
+import queue
 import socket
 import ssl
 import statistics
@@ -16,6 +18,8 @@ import time
 from pathlib import Path
 
 CHUNK = 1 << 20
+BUFFERS = 4
+"""Chunks that may wait to be written."""
 
 
 def measure(kits: Path, sites: tuple[str, ...], size: int, rounds: int) -> float:
@@ -93,17 +97,37 @@ def send_file(peer: ssl.SSLSocket, path: Path) -> None:
 
 
 def receive_file(peer: ssl.SSLSocket, path: Path, size: int) -> None:
-    """Receive `size` bytes into a file, and sync it."""
-    buffer = memoryview(bytearray(CHUNK))
-    with path.open("wb", buffering=0) as file:
+    """Receive `size` bytes into a file, and sync it; a thread writes what has come."""
+    full: queue.Queue[memoryview | None] = queue.Queue()
+    free: queue.Queue[bytearray] = queue.Queue()
+    for _ in range(BUFFERS):
+        free.put(bytearray(CHUNK))
+
+    def write() -> None:
+        with path.open("wb", buffering=0) as file:
+            while (data := full.get()) is not None:
+                file.write(data)
+                assert isinstance(data.obj, bytearray)
+                free.put(data.obj)
+            os.fdatasync(file.fileno())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
         left = size
         while left:
-            count = peer.recv_into(buffer[: min(CHUNK, left)])
-            if not count:
-                raise EOFError("the peer has gone")
-            file.write(buffer[:count])
-            left -= count
-        os.fdatasync(file.fileno())
+            buffer = memoryview(free.get())[: min(CHUNK, left)]
+            filled = 0
+            while filled < len(buffer):
+                count = peer.recv_into(buffer[filled:])
+                if not count:
+                    raise EOFError("the peer has gone")
+                filled += count
+            full.put(buffer)
+            left -= filled
+    finally:
+        full.put(None)
+        writer.join()
 
 
 def client(kit: Path, port: int, size: int, rounds: int, path: Path) -> None:
@@ -119,7 +143,9 @@ def client(kit: Path, port: int, size: int, rounds: int, path: Path) -> None:
     ):
         for _ in range(rounds):
             receive_file(peer, path, size)
-            send_file(peer, path)
+            trained = path.with_suffix(".trained")
+            _copy(path, trained)
+            send_file(peer, trained)
 
 
 if __name__ == "__main__":

@@ -4,31 +4,46 @@ import shutil
 import sqlite3
 import statistics
 import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 import yaml
 
 from benchmarks import bare_tls
 from workspaces.running import ADMIN, Federation
 
+LOOK_S = 0.05
 ECHO = Path(__file__).resolve().parent.parent / "workspaces" / "echo"
 
 
 @dataclass(frozen=True)
 class Echo:
-    """One row of the table; seconds are medians over the rounds after the first."""
+    """One case; seconds are medians over the rounds after the first, memory is in bytes.
+
+    Attributes:
+        ours_s, limit_s: a round, on the platform and between bare TLS sockets.
+        submit_s: from the run's number to its first round.
+        start_s: of server, site and console, from exec to readiness.
+        server_own, site_own: peaks of anonymous memory: without mapped files.
+        server_resident: peak of all memory, mapped files included.
+    """
 
     sites: int
-    size_mb: int
+    size: int
     rounds: int
     ours_s: float
     limit_s: float
-    submit_to_task_s: float
-    server_peak_mb: float
-    site_peak_mb: float
+    submit_s: float
+    start_s: Mapping[str, float]
+    server_own: int
+    site_own: int
+    server_resident: int
 
     @property
     def ratio(self) -> float:
@@ -36,43 +51,86 @@ class Echo:
         return self.ours_s / self.limit_s
 
 
-def measure(sites: int, size_mb: int, rounds: int) -> Echo:
-    """Run an echo job of `rounds` rounds and the bare-TLS baseline after it."""
+def measure(sites: int, size: int, rounds: int) -> Echo:
+    """Run an echo job of `rounds` rounds with models of `size` bytes, and then the baseline."""
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
     with tempfile.TemporaryDirectory(prefix="flbench-", ignore_cleanup_errors=True) as folder:
         with Federation(Path(folder), {name: {} for name in names}) as federation:
             for name in names:
                 federation.local(name, "policy.yml", "allow_foreign_code_unsandboxed: true\n")
-            federation.start_all()
-            _write_job(federation, sites, size_mb, rounds)
-            done = federation.console("submit_job echo --wait")
+            start_s = {
+                "server": _timed(lambda: federation.start("server")),
+                "site": _timed(lambda: federation.start(names[0])),
+                "console": _timed(lambda: federation.console("bye")),
+            }
+            federation.start(*names[1:])
+            _write_job(federation, sites, size, rounds)
+            with Watch(federation, ("server", names[0])) as watch:
+                done = federation.console("submit_job echo --wait")
             if done.returncode:
                 raise RuntimeError(f"the echo job failed:\n{done.stdout}\n{done.stderr}")
-            peaks = {
-                name: _peak_mb(federation.processes[name].pid) for name in ("server", names[0])
-            }
+            resident = _peak_resident(federation.processes["server"].pid)
             events = _events(federation)
-        limit = bare_tls.measure(federation.folder / "kits", names, size_mb * 1_000_000, 4)
+        limit = bare_tls.measure(federation.folder / "kits", names, size, 4)
     published = [time for kind, time in events if kind == "ModelPublished"]
     opened = [time for kind, time in events if kind == "RoundOpened"]
     steps = [(b - a).total_seconds() for a, b in zip(published, published[1:], strict=False)]
     return Echo(
         sites=sites,
-        size_mb=size_mb,
+        size=size,
         rounds=rounds,
         ours_s=statistics.median(steps),
         limit_s=limit,
-        submit_to_task_s=(opened[0] - events[0][1]).total_seconds(),
-        server_peak_mb=peaks["server"],
-        site_peak_mb=peaks[names[0]],
+        submit_s=(opened[0] - events[0][1]).total_seconds(),
+        start_s=start_s,
+        server_own=watch.peaks["server"],
+        site_own=watch.peaks[names[0]],
+        server_resident=resident,
     )
 
 
-def _write_job(federation: Federation, sites: int, size_mb: int, rounds: int) -> None:
+def _timed(work: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
+
+
+class Watch:
+    """Looks at the anonymous memory of processes, again and again, while in the block."""
+
+    def __init__(self, federation: Federation, names: Sequence[str]) -> None:
+        self._pids = {name: federation.processes[name].pid for name in names}
+        self.peaks = dict.fromkeys(names, 0)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_S):
+            for name, pid in self._pids.items():
+                self.peaks[name] = max(self.peaks[name], _anonymous(pid))
+
+
+def _anonymous(pid: int) -> int:
+    """Return a process's memory that is no file's, in bytes."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _write_job(federation: Federation, sites: int, size: int, rounds: int) -> None:
     job = federation.kit(ADMIN) / "transfer" / "echo"
     shutil.copytree(ECHO, job, ignore=shutil.ignore_patterns("__pycache__"))
     spec = yaml.safe_load((job / "job.yml").read_text())
-    spec |= {"rounds": rounds, "min_clients": sites, "args": {"size_mb": size_mb}}
+    spec |= {"rounds": rounds, "min_clients": sites, "args": {"size_mb": size / 1e6}}
     (job / "job.yml").write_text(yaml.safe_dump(spec))
 
 
@@ -83,9 +141,9 @@ def _events(federation: Federation) -> list[tuple[str, datetime]]:
         return [(kind, datetime.fromisoformat(time)) for kind, time in rows]
 
 
-def _peak_mb(pid: int) -> float:
-    """Return the peak of a process's resident memory, mapped model files included."""
+def _peak_resident(pid: int) -> int:
+    """Return the peak of a process's resident memory, mapped model files included, in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1000
-    return 0.0
+            return int(line.split()[1]) * 1024
+    return 0

@@ -20,7 +20,7 @@ import psutil
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.kit import Kit
-from workspaces.running import ADMIN, Federation
+from workspaces.running import Federation
 
 PROCESSES = 4
 """Among which the sites are shared out."""

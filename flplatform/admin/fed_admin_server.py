@@ -14,22 +14,22 @@ from grpc import aio
 
 from flplatform.admin.console_desk import ConsoleDesk, NoteRefusal
 from flplatform.admin.login import LoginDesk
-from flplatform.admin.modules.files import FilesModule
-from flplatform.admin.modules.dashboard import DashboardModule
-from flplatform.admin.modules.diagnosis import DiagnosisModule
 from flplatform.admin.modules.access import AccessModule
 from flplatform.admin.modules.audit import AuditModule
 from flplatform.admin.modules.certificates import CertificatesModule
+from flplatform.admin.modules.dashboard import DashboardModule
+from flplatform.admin.modules.diagnosis import DiagnosisModule
+from flplatform.admin.modules.files import FilesModule
 from flplatform.admin.modules.hosts import REPLY_TIMEOUT_S, Hosts
 from flplatform.admin.modules.lifecycle import LifecycleModule
-from flplatform.admin.modules.logs import LogsModule
 from flplatform.admin.modules.lineage import LineageModule
+from flplatform.admin.modules.logs import LogsModule
 from flplatform.admin.modules.models import ModelsModule
-from flplatform.admin.modules.shell import ShellModule
-from flplatform.admin.modules.stats import StatsModule
 from flplatform.admin.modules.reports import ReportsModule
 from flplatform.admin.modules.revocation import RevocationModule
+from flplatform.admin.modules.shell import ShellModule
 from flplatform.admin.modules.starting import StartingModule
+from flplatform.admin.modules.stats import StatsModule
 from flplatform.admin.modules.status import StatusModule
 from flplatform.admin.modules.steps import StepsModule
 from flplatform.admin.modules.submission import SubmissionModule
@@ -41,8 +41,8 @@ from flplatform.admin.orders import OrderBook, Trust
 from flplatform.admin.ports import Control
 from flplatform.admin.rights import Rights
 from flplatform.admin.servicer import ADMIN_RULES, AdminConsoleServicer
-from flplatform.admin.user_files import UserFiles
 from flplatform.admin.transfers import PortBlobs, Transfers
+from flplatform.admin.user_files import UserFiles
 from flplatform.admin.users import UserStore
 from flplatform.core.errors import ConfigError, FLError, InternalError, UnauthenticatedError
 from flplatform.core.ports import AuditSink, BlobStore

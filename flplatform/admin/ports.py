@@ -4,11 +4,11 @@ from typing import Protocol
 
 from flplatform.core.access import AccessControl
 from flplatform.core.control import ModelsControl, RunsControl, ServerControlPort, SitesControl
-from flplatform.core.files_view import FilesControl
-from flplatform.core.logs import LogsControl
-from flplatform.core.lifecycle import LifecycleControl
 from flplatform.core.diagnosis import DiagnosisControl
+from flplatform.core.files_view import FilesControl
+from flplatform.core.lifecycle import LifecycleControl
 from flplatform.core.lineage import LineageControl
+from flplatform.core.logs import LogsControl
 from flplatform.core.staging import StagingControl
 from flplatform.core.stats import StatsControl
 

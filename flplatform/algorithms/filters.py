@@ -9,7 +9,7 @@ from pydantic import Field
 
 from flplatform.algorithms.aggregators import NamePattern, matches
 from flplatform.core.errors import ModelFormatError
-from flplatform.core.model import Array, Arrays
+from flplatform.core.model import Array, Arrays, is_float
 from flplatform.core.plugins import Registry
 from flplatform.core.ports import Filter
 from flplatform.core.strict import Strict
@@ -62,7 +62,7 @@ class ClipNorm:
             ModelFormatError: the norm of the change is not finite.
         """
         result = dict(arrays)
-        floats = [name for name in sorted(arrays) if arrays[name].dtype.kind == "f"]
+        floats = [name for name in sorted(arrays) if is_float(arrays[name].dtype)]
         with np.errstate(over="ignore", invalid="ignore"):
             squares = 0.0
             for name in floats:

@@ -236,10 +236,15 @@ class Datasets(Strict):
 
 
 class Environment(Strict):
-    """Where a run's code runs; `python` empty means the site's own interpreter, limit 0 none."""
+    """Where a run's code runs; `python` empty means the site's own interpreter, limit 0 none.
+
+    Several processes may work on a run together: as many as there are GPUs, or where there are
+    none `max_processes`. `memory_limit_bytes` is the limit of each of them.
+    """
 
     python: str = ""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    max_processes: int = Field(8, ge=1, le=1024)
     memory_limit_bytes: Bytes = 0
     max_runs: int = Field(1, ge=1)
 

@@ -258,13 +258,17 @@ class RoundClosed(Event):
     optimizer_state: Blob | None = None
     aggregator: str
     aggregator_args: dict[str, Any]
+    updates: Literal["full", "delta"] = "full"
+    optimizer: str = ""
+    optimizer_args: dict[str, Any] = {}
 
 
 class ModelPublished(Event):
-    """The global model of a round is durable."""
+    """The global model of a round is durable, and its optimiser's state if it has one."""
 
     round: int
     model: Blob
+    optimizer_state: Blob | None = None
 
 
 class ModelScored(Event):

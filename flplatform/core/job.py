@@ -87,6 +87,9 @@ class JobSpec(Strict):
     quorum_wait_s: Seconds = 3600.0
     validate_deadline_s: Seconds = 600.0
     aggregator: Component = Component(name="weighted_mean")
+    optimizer: Component | None = None
+    updates: Literal["full", "delta"] = "full"
+    partial_updates: bool = False
     data: tuple[Name, ...] = ()
     environment: Name = "default"
     executor: ExecutorSpec

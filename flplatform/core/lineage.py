@@ -25,6 +25,7 @@ class RoundLineage:
         base: digest of the model that the round started from.
         base_round: the round of that model; 0 is the initial one.
         stragglers: participant without an update → why.
+        optimizer: the server optimiser's name; empty without one.
         reason: why the round closed.
         model: digest of the published model; empty while it is being aggregated.
         score: the watched metric of the model; None if it was not scored.
@@ -39,6 +40,8 @@ class RoundLineage:
     aggregator: str
     aggregator_args: Mapping[str, Any]
     reason: str
+    optimizer: str = ""
+    optimizer_args: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
     score: float | None = None
     best: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +24,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
@@ -30,7 +32,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-_CODES = {dtype.str: code for code, dtype in DTYPES.items()}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 METADATA = "__metadata__"
 """The one key of a header that is no tensor; ignored."""
@@ -54,6 +56,11 @@ def check_digest(digest: str, field: str = "digest") -> str:
             f"{digest[:100]!r} is not 'blake3:' followed by 64 hex digits", field=field
         )
     return digest
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Return whether values of `dtype` are floating-point numbers; bfloat16 is of no numpy kind."""
+    return dtype.kind == "f" or dtype == DTYPES["BF16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class Manifest:
                 raise ModelFormatError(
                     f"is a {type(array).__name__}, not a numpy array", field=f"model[{name!r}]"
                 )
-            code = _CODES.get(array.dtype.newbyteorder("<").str)
+            code = _CODES.get(array.dtype.newbyteorder("<"))
             if code is None:
                 raise ModelFormatError(
                     f"dtype {array.dtype} is not supported",
@@ -122,10 +129,19 @@ class Manifest:
         Raises:
             ModelFormatError: a tensor is missing, unknown, or has another dtype or shape.
         """
+        missing = {spec.name for spec in self.tensors} - {spec.name for spec in other.tensors}
+        for name in sorted(missing):
+            raise ModelFormatError("tensor is missing", field=f"{what}[{name!r}]")
+        self.check_part(other, what)
+
+    def check_part(self, other: "Manifest", what: str) -> None:
+        """As `check_same`, but `other` may lack tensors.
+
+        Raises:
+            ModelFormatError: a tensor is unknown, or has another dtype or shape.
+        """
         mine = {spec.name: spec for spec in self.tensors}
         theirs = {spec.name: spec for spec in other.tensors}
-        for name in sorted(mine.keys() - theirs.keys()):
-            raise ModelFormatError("tensor is missing", field=f"{what}[{name!r}]")
         for name in sorted(theirs.keys() - mine.keys()):
             raise ModelFormatError("the model has no such tensor", field=f"{what}[{name!r}]")
         for name, spec in theirs.items():

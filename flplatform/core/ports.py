@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Array, Arrays, Manifest
@@ -118,15 +118,43 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One update as aggregation sees it: read-only views and the weight of its site."""
+    """One update as aggregation sees it: read-only views and the weight of its site.
+
+    A partial update lacks tensors of the model.
+    """
 
     site: str
     weight: float
     arrays: Arrays
 
 
+class Share(NamedTuple):
+    """What a contribution counts for.
+
+    Attributes:
+        weight: factor in the mean; 0 leaves the contribution out.
+        scale: factor on the contribution's change of float tensors, 1 for the whole change.
+    """
+
+    weight: float
+    scale: float = 1.0
+
+
+Statistic = Literal["", "norms", "distances"]
+"""What an aggregator must know of whole updates before it can weigh them.
+
+`norms`: shape (n,), the squared L2 norm of each update's change. `distances`: shape (n, n), the
+squared L2 distance between each two updates. Both float64, over the float tensors that the
+aggregator does not exclude, in site-name order.
+"""
+
+
 class Aggregator(Protocol):
     """Combines updates into a model: a pure function of values, whatever the order of arrival."""
+
+    @property
+    def statistic(self) -> Statistic:
+        """What `judge` must be told."""
 
     def check(self, manifest: Manifest, quorum: int) -> None:
         """Refuse what cannot work, at submission.
@@ -135,15 +163,51 @@ class Aggregator(Protocol):
             InvalidArgumentError: names the precondition.
         """
 
+    def excludes(self, name: str) -> bool:
+        """Return whether a tensor keeps the value that it has in the round's model."""
+
     def weight_of(self, site: str, examples: int) -> float:
         """Return the weight of a site's update that was trained on `examples` examples."""
 
-    def combine(
-        self, name: str, base: Array, tiles: Sequence[Array], weights: Sequence[float], out: Array
-    ) -> None:
-        """Combine one tile of tensor `name`: flat arrays of equal length, into `out`.
+    def judge(self, weights: Sequence[float], statistic: Array | None) -> list[Share]:
+        """Decide what each contribution counts for, once per round.
 
-        `tiles` and `weights` are in site-name order; `base` is the tile of the round's model.
+        Args:
+            weights: of the contributions, in site-name order.
+            statistic: what `statistic` names; None if it is empty.
+        """
+
+    def combine(
+        self, name: str, base: Array, tiles: Sequence[Array], shares: Sequence[Share], out: Array
+    ) -> None:
+        """Combine one tile of tensor `name`: flat arrays of equal length.
+
+        Args:
+            name: of a tensor that is not excluded.
+            base: the tile of the round's model.
+            tiles: those of the contributions that hold the tensor, at least one.
+            shares: theirs.
+            out: takes the result before rounding, float64.
+
+        Raises:
+            ModelFormatError: a value that has no such combination.
+        """
+
+
+class Optimizer(Protocol):
+    """A server optimiser: takes the combined change for a gradient. Pure."""
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        """Its state tensors per float tensor of the model, such as `m` -> value at first."""
+
+    def step(self, base: Array, mean: Array, slots: Sequence[Array]) -> None:
+        """Move one tile, all arrays flat, float64 and of equal length.
+
+        Args:
+            base: the round's model.
+            mean: what the aggregator made of it; takes the new model.
+            slots: the state before the round, in the order of `slots`; takes the state after it.
         """
 
 

@@ -70,10 +70,11 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """An aggregation is done and its model durable."""
+    """An aggregation is done, its model and the optimiser's state are durable."""
 
     round: int
     model: ModelRef
+    state: ModelRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from flplatform.core.model import (
     Manifest,
     encode_header,
     header_length,
+    is_float,
     parse_header,
 )
 from flplatform.files.durable import fsync_dir
@@ -102,7 +103,7 @@ def check_finite(arrays: Arrays, what: str = "update") -> None:
     """
     for name in sorted(arrays):
         array = arrays[name]
-        if array.dtype.kind != "f":
+        if not is_float(array.dtype):
             continue
         # A sum is finite unless a value is not, or it overflowed: look closer only then.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -129,7 +130,7 @@ class ModelCheck:
         begin = len(self._header)
         for spec in manifest.tensors:
             dtype = DTYPES[spec.dtype]
-            if dtype.kind == "f":
+            if is_float(dtype):
                 self._spans.append((begin, begin + spec.size_bytes, spec.name, dtype))
             begin += spec.size_bytes
         self._spans.reverse()
@@ -173,8 +174,9 @@ class ModelCheck:
 
 def _check_values(values: Array, name: str) -> None:
     if values.itemsize == 2:  # isfinite is slow for half floats: look at the exponent bits
-        exponents = values.view("<u2") & 0x7C00
-        finite = not (exponents == 0x7C00).any()
+        mask = 0x7C00 if values.dtype.kind == "f" else 0x7F80
+        exponents = values.view("<u2") & mask
+        finite = not (exponents == mask).any()
     else:
         finite = bool(np.isfinite(values).all())
     if not finite:

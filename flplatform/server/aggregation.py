@@ -2,15 +2,31 @@
 
 import mmap
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, wait
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
-from flplatform.algorithms.tiles import Tile, aggregate_range, in_order, ranges
+from flplatform.algorithms.recipes import recipe_of_round
+from flplatform.algorithms.tiles import (
+    Combiner,
+    Outputs,
+    Recipe,
+    Tile,
+    in_order,
+    judge,
+    measure,
+    ranges,
+)
+from flplatform.core.events import Blob, RoundClosed, Target
 from flplatform.core.messages import ModelRef
-from flplatform.core.model import DTYPES, Array, Layout, encode_header, parse_header
-from flplatform.core.ports import Aggregator, BlobStore, Contribution
+from flplatform.core.model import DTYPES, Array, Layout, Manifest, encode_header, parse_header
+from flplatform.core.ports import BlobStore, Contribution
 from flplatform.files.modelfile import read_layout
+
+T = TypeVar("T")
 
 PARTS = 2
 """Threads that share one aggregation, the caller's included."""
@@ -44,25 +60,72 @@ class _MappedModel:
         self.arrays = layout.views(memoryview(self._mapping))
 
     def drop(self, tiles: Sequence[Tile]) -> None:
-        """Let go of the whole pages between the first and the last of `tiles`.
+        """Let go of the whole pages between the first and the last of `tiles` that it holds.
 
         That they can be read again makes it harmless if other tensors lie there too.
         """
-        begin = self._places.of(tiles[0].name, tiles[0].start)
+        mine = [tile for tile in tiles if tile.name in self.arrays]
+        if not mine:
+            return
+        begin = self._places.of(mine[0].name, mine[0].start)
         begin += -begin % mmap.PAGESIZE
-        length = self._places.of(tiles[-1].name, tiles[-1].stop) - begin
+        length = self._places.of(mine[-1].name, mine[-1].stop) - begin
         if length >= mmap.PAGESIZE:
             self._mapping.madvise(mmap.MADV_DONTNEED, begin, length - length % mmap.PAGESIZE)
+
+
+class _NewModel:
+    """A model file that is being written, tile by tile, in any order."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._header = encode_header(manifest)
+        self._places = _Places(parse_header(self._header, manifest.file_bytes()))
+        self._handle = -1
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[None]:
+        """Take values for a file at `path`, which must not exist, while in the block."""
+        with path.open("xb") as file:
+            self._handle = file.fileno()
+            _write_at(self._handle, memoryview(self._header), 0)
+            yield
+
+    def write(self, name: str, start: int, values: Array) -> None:
+        """Write flat `values` from element `start` of a tensor on."""
+        _write_at(self._handle, values.view("u1").data, self._places.of(name, start))
+
+
+def aggregate_closed(
+    blobs: BlobStore, closed: RoundClosed, pool: Executor
+) -> tuple[ModelRef, ModelRef | None]:
+    """Combine what a `RoundClosed` names; see `aggregate_round`.
+
+    Raises:
+        FLError: this release does not know how, or as `aggregate_round`.
+    """
+
+    def ref(blob: Blob | Target) -> ModelRef:
+        return ModelRef(blob.digest, blob.size)
+
+    return aggregate_round(
+        blobs,
+        [(each.site, ref(each), each.weight) for each in closed.contributions],
+        ref(closed.base),
+        recipe_of_round(closed),
+        pool,
+        ref(closed.optimizer_state) if closed.optimizer_state else None,
+    )
 
 
 def aggregate_round(
     blobs: BlobStore,
     closed: Iterable[tuple[str, ModelRef, float]],
     base: ModelRef,
-    aggregator: Aggregator,
+    recipe: Recipe,
     pool: Executor,
-) -> ModelRef:
-    """Combine a closed round's updates and store the result: the same arguments, the same digest.
+    state: ModelRef | None = None,
+) -> tuple[ModelRef, ModelRef | None]:
+    """Combine a closed round's updates and store the result: the same arguments, the same digests.
 
     It blocks, and works in the calling thread too, so that it may itself run in `pool`.
 
@@ -70,12 +133,16 @@ def aggregate_round(
         blobs: holds the updates and the base model, and takes the result.
         closed: site, update and weight of each contribution, in any order.
         base: the round's model.
-        aggregator: how to combine.
+        recipe: how to combine.
         pool: threads that may help.
+        state: of the recipe's optimiser before the round; None before its first.
+
+    Returns:
+        The new model, and the new state of the optimiser if there is one.
 
     Raises:
         NotFoundError: a blob is missing.
-        ModelFormatError: an update does not have the tensors of the base model.
+        ModelFormatError: an update has a tensor that the base model does not have like this.
         ResourceExhaustedError: the disk is full.
         FLError: what the aggregator refuses.
     """
@@ -84,31 +151,62 @@ def aggregate_round(
     contributions = []
     for site, ref, weight in closed:
         model = _MappedModel(blobs.path(ref.digest))
-        base_model.manifest.check_same(model.manifest, f"update of {site}")
+        base_model.manifest.check_part(model.manifest, f"update of {site}")
         models.append(model)
         contributions.append(Contribution(site, weight, model.arrays))
     ordered = in_order(contributions)
-    header = encode_header(base_model.manifest)
-    places = _Places(parse_header(header, base_model.manifest.file_bytes()))
+    old_state = None
+    if state is not None:
+        old = _MappedModel(blobs.path(state.digest))
+        recipe.state_manifest(base_model.manifest).check_same(old.manifest, "optimizer state")
+        old_state = old.arrays
+    parts = ranges(base_model.manifest, PARTS)
+
+    def look(tiles: Sequence[Tile]) -> list[Array]:
+        return [
+            part
+            for some in _steps(tiles, models)
+            for part in measure(recipe, some, base_model.arrays, ordered)
+        ]
+
+    measured = _share(pool, look, parts) if recipe.aggregator.statistic else []
+    shares = judge(recipe, ordered, chain.from_iterable(measured))
+    new_model = _NewModel(base_model.manifest)
+    new_state = _NewModel(recipe.state_manifest(base_model.manifest)) if recipe.optimizer else None
+    outputs = Outputs(new_model.write, new_state.write if new_state else _nowhere)
+
+    def work(tiles: Sequence[Tile]) -> None:
+        combiner = Combiner(recipe, shares, base_model.arrays, ordered, outputs, old_state)
+        for some in _steps(tiles, models):
+            combiner.combine(some)
 
     def fill(path: Path) -> None:
-        with path.open("xb") as file:
-            handle = file.fileno()
-            _write_at(handle, memoryview(header), 0)
+        with new_model.open(path):
+            _share(pool, work, parts)
 
-            def write(tile: Tile, values: Array) -> None:
-                _write_at(handle, values.view("u1").data, places.of(tile.name, tile.start))
+    if new_state is None:
+        return blobs.create(fill), None
+    made: list[ModelRef] = []
 
-            def work(tiles: Sequence[Tile]) -> None:
-                for start in range(0, len(tiles), TILES_BETWEEN_DROPS):
-                    some = tiles[start : start + TILES_BETWEEN_DROPS]
-                    aggregate_range(aggregator, some, base_model.arrays, ordered, write)
-                    for model in models:
-                        model.drop(some)
+    def fill_both(path: Path) -> None:
+        with new_state.open(path):
+            made.append(blobs.create(fill))
 
-            _share(pool, work, ranges(base_model.manifest, PARTS))
+    state_ref = blobs.create(fill_both)
+    return made[0], state_ref
 
-    return blobs.create(fill)
+
+def _nowhere(_name: str, _start: int, _values: Array) -> None:
+    """Write nothing: there is no optimiser."""
+
+
+def _steps(tiles: Sequence[Tile], models: Sequence[_MappedModel]) -> Iterator[Sequence[Tile]]:
+    """Yield `tiles` a few at a time, and let go of their pages once they are done."""
+    for start in range(0, len(tiles), TILES_BETWEEN_DROPS):
+        some = tiles[start : start + TILES_BETWEEN_DROPS]
+        yield some
+        for model in models:
+            model.drop(some)
 
 
 def _write_at(handle: int, data: memoryview, offset: int) -> None:
@@ -118,17 +216,18 @@ def _write_at(handle: int, data: memoryview, offset: int) -> None:
 
 
 def _share(
-    pool: Executor, work: Callable[[Sequence[Tile]], None], parts: Sequence[Sequence[Tile]]
-) -> None:
-    """Do all parts: the first here, the others in `pool` or, where it has no free thread, here."""
+    pool: Executor, work: Callable[[Sequence[Tile]], T], parts: Sequence[Sequence[Tile]]
+) -> list[T]:
+    """Do all parts: the first here, the others in `pool` or, where it has no free thread, here.
+
+    Returns:
+        What `work` returned, in the order of the parts.
+    """
     helpers = [(pool.submit(work, part), part) for part in parts[1:]]
     try:
-        for part in parts[:1]:
-            work(part)
+        done = [work(part) for part in parts[:1]]
         for helper, part in helpers:
-            if helper.cancel():
-                work(part)
-            else:
-                helper.result()
+            done.append(work(part) if helper.cancel() else helper.result())
+        return done
     finally:  # nobody may go on with what the caller is about to close
         wait([helper for helper, _ in helpers if not helper.cancel()])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from flplatform.algorithms.aggregators import AGGREGATORS
+from flplatform.algorithms.recipes import check_recipe
 from flplatform.core.control import RunView
 from flplatform.core.errors import (
     FailedPreconditionError,
@@ -85,15 +85,13 @@ class Lifecycle:
                 aggregator cannot work with so few updates.
         """
         actor = self._runs.actor(number)
-        spec = actor.state.job.aggregator
+        job = actor.state.job
         try:
-            AGGREGATORS.create(spec.name, spec.args, "aggregator").check(
-                actor.manifest, min_clients
-            )
+            check_recipe(job, actor.manifest, min_clients)
         except InvalidArgumentError as error:
             raise FailedPreconditionError(
-                f"aggregator {spec.name} of run {number} refuses min_clients {min_clients}: "
-                f"{error}",
+                f"aggregator {job.aggregator.name} of run {number} refuses min_clients "
+                f"{min_clients}: {error}",
                 rule="aggregator",
             ) from None
         await actor.tell(SetQuorum(min_clients, by))

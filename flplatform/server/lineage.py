@@ -129,6 +129,8 @@ def rounds_of(actor: RunActor) -> list[RoundLineage]:
             aggregator=event.aggregator,
             aggregator_args=event.aggregator_args,
             reason=event.reason,
+            optimizer=event.optimizer,
+            optimizer_args=event.optimizer_args,
             model=state.models[event.round].digest if event.round in state.models else "",
             score=state.scores.get(event.round),
             best=event.round == state.best_round,

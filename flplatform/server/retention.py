@@ -117,12 +117,19 @@ def freed_rounds(events: Events) -> int | None:
 
 
 def old_updates(events: Events) -> set[str]:
-    """Return the digests of a run's updates that are free by its `keep_updates`."""
+    """Return the digests of updates and optimiser states that are free by `keep_updates`."""
     freed = freed_rounds(events)
-    return {
+    if freed is None:
+        return set()
+    old = {
         event.digest
         for event in events
-        if isinstance(event, ev.UpdateAccepted) and freed is not None and event.round <= freed
+        if isinstance(event, ev.UpdateAccepted) and event.round <= freed
+    }
+    return old | {
+        event.optimizer_state.digest
+        for event in events
+        if isinstance(event, ev.ModelPublished) and event.optimizer_state and event.round < freed
     }
 
 
@@ -140,6 +147,10 @@ def kept_blobs(events: Events, freed_rounds: int | None) -> frozenset[str]:
                 kept |= {event.job_blob.digest, event.initial_model.digest}
             case ev.ModelPublished():
                 kept.add(event.model.digest)
+                # The state before the next round: as long as that can be computed again.
+                state = event.optimizer_state
+                if state and (freed_rounds is None or event.round >= freed_rounds):
+                    kept.add(state.digest)
             case ev.GatherOpened():
                 kept |= {blob.digest for blob in event.models.values()}
             case ev.ResultAccepted() if event.digest:

@@ -62,8 +62,8 @@ class Hands(Protocol):
     def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
         """Carry a signed start to its site; the future resolves with the site's answer."""
 
-    async def aggregate(self, closed: ev.RoundClosed) -> ModelRef:
-        """Compute and store the model of a closed round."""
+    async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, ModelRef | None]:
+        """Compute and store the model of a closed round, and the state of its optimiser."""
 
     def tasks_changed(self, sites: set[str]) -> None:
         """Tell waiting sites that their open tasks have changed."""
@@ -306,7 +306,7 @@ class RunActor:
     async def _aggregate(self, item: Aggregate) -> None:
         while True:
             try:
-                model = await self._hands.aggregate(item.closed)
+                model, state = await self._hands.aggregate(item.closed)
             except ResourceExhaustedError as error:
                 log.error("run %d: %s waits for space: %s", self.run, item.id, error)
                 self._note_trouble(item.id, error)
@@ -319,7 +319,7 @@ class RunActor:
                 return await self._report(InstructionFailed(item.id, what))
             else:
                 self.troubles.pop(item.id, None)
-                return await self._report(Aggregated(item.closed.round, model))
+                return await self._report(Aggregated(item.closed.round, model, state))
 
     def _note_trouble(self, what: str, error: FLError) -> None:
         since, _ = self.troubles.get(what, (utc_now(), ""))

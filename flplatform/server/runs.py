@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from flplatform.algorithms.aggregators import AGGREGATORS
+from flplatform.algorithms.recipes import check_recipe
 from flplatform.algorithms.workflows import classify
 from flplatform.core import events as ev
 from flplatform.core.errors import (
@@ -28,7 +28,7 @@ from flplatform.files.modelfile import read_layout
 from flplatform.security.denials import Denial
 from flplatform.security.identity import Identity
 from flplatform.security.package import Package
-from flplatform.server.aggregation import aggregate_round
+from flplatform.server.aggregation import aggregate_closed
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.ledger import Ledger, RunSummary, decode
 from flplatform.server.relay import Reply, RequestRelay
@@ -198,8 +198,7 @@ class Runs:
             raise InvalidArgumentError(f"is {quorum}; at least 1", field="min_clients")
         initial = ev.Blob(digest=package.model.digest, size=package.model.size)
         manifest = self._manifest(initial)
-        aggregator = AGGREGATORS.create(job.aggregator.name, job.aggregator.args, "aggregator")
-        aggregator.check(manifest, quorum)
+        check_recipe(job, manifest, quorum)
         size = self._blobs.path(initial.digest).stat().st_size
         if initial.size != size:
             raise InvalidArgumentError(
@@ -501,17 +500,9 @@ class Runs:
         signed = base64.b64decode(item.order)
         return self._relay.post(item.site, "start", signed=signed, body=body)
 
-    async def aggregate(self, closed: ev.RoundClosed) -> ModelRef:
-        """Compute and store the model of a closed round; a function of the event alone."""
-        aggregator = AGGREGATORS.create(closed.aggregator, closed.aggregator_args, "aggregator")
-        contributions = [
-            (item.site, ModelRef(item.digest, item.size), item.weight)
-            for item in closed.contributions
-        ]
-        base = ModelRef(closed.base.digest, closed.base.size)
-        return await asyncio.to_thread(
-            aggregate_round, self._blobs, contributions, base, aggregator, self._workers
-        )
+    async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, ModelRef | None]:
+        """Compute and store model and optimiser state of a closed round, from the event alone."""
+        return await asyncio.to_thread(aggregate_closed, self._blobs, closed, self._workers)
 
     async def aggregate_again(self, closed: ev.RoundClosed, published: str) -> ModelRef:
         """Compute the model of a closed round once more; another one than `published` is freed.
@@ -520,9 +511,9 @@ class Runs:
             NotFoundError: an update or the base model has been freed.
             FLError: it cannot be computed.
         """
-        model = await self.aggregate(closed)
-        if model.digest != published:
-            await self.retention.free({model.digest})
+        model, state = await self.aggregate(closed)
+        made = {state.digest} if state else set()
+        await self.retention.free(made | ({model.digest} - {published}))
         return model
 
     def tasks_changed(self, sites: set[str]) -> None:

@@ -671,12 +671,15 @@ def test_a_session_sets_how_long_sites_may_take(federation, control):
     control.replies = {}
 
     async def main():
-        async with serving(federation, control) as port, signed_in(port) as amy:
-            async with signed_in(port, "lea") as lea:
-                await execute(amy, "set_timeout", "30")
-                replies = [await execute(who, "check_status", "all") for who in (amy, lea)]
-                return [
-                    {item["detail"] for item in items if item["type"] == "row"} for items in replies
-                ]
+        async with (
+            serving(federation, control) as port,
+            signed_in(port) as amy,
+            signed_in(port, "lea") as lea,
+        ):
+            await execute(amy, "set_timeout", "30")
+            replies = [await execute(who, "check_status", "all") for who in (amy, lea)]
+            return [
+                {item["detail"] for item in items if item["type"] == "row"} for items in replies
+            ]
 
     assert asyncio.run(main()) == [{"", "after 30.0 s"}, {"", "after 2.0 s"}]

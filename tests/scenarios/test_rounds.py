@@ -4,10 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flplatform.algorithms.aggregators import AGGREGATORS
 from flplatform.core import events as ev
-from flplatform.core.messages import ModelRef
-from flplatform.server.aggregation import aggregate_round
+from flplatform.server.aggregation import aggregate_closed
 from flplatform.store.blobs import FileBlobStore
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
@@ -21,13 +19,7 @@ def recompute(running, run: int) -> list[tuple[str, str]]:
     pairs = []
     with ThreadPoolExecutor(2) as pool:
         for closed in (e for e in events if isinstance(e, ev.RoundClosed)):
-            model = aggregate_round(
-                blobs,
-                [(t.site, ModelRef(t.digest, t.size), t.weight) for t in closed.contributions],
-                ModelRef(closed.base.digest, closed.base.size),
-                AGGREGATORS.create(closed.aggregator, closed.aggregator_args),
-                pool,
-            )
+            model, _ = aggregate_closed(blobs, closed, pool)
             pairs.append((published[closed.round], model.digest))
     return pairs
 

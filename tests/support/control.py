@@ -20,8 +20,8 @@ from flplatform.core.errors import FailedPreconditionError, NotFoundError
 from flplatform.core.lineage import Lineage, Verified
 from flplatform.core.messages import ModelRef
 from tests.support.files import FakeFiles
-from tests.support.staging import FakeStaging
 from tests.support.logs import FakeLogs, FakeStats
+from tests.support.staging import FakeStaging
 
 
 def site(name: str, organisation: str = "", **changes: Any) -> SiteView:

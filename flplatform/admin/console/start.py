@@ -120,9 +120,10 @@ async def _go_on(
 ) -> int:
     """Show the plan, ask, sign and start."""
     answers: list[Item] = []
-    if not offer.prepared:  # nobody has asked these sites yet
+    asked_for = [str(values["gpus"])] if "gpus" in values else []
+    if asked_for or not offer.prepared:  # nobody has asked these sites about that yet
         files = [file.path for file in package.manifest.files]
-        question = question_of(package.job, files, offer.sites)
+        question = question_of(package.job, files, offer.sites, asked_for)
         answers = await preflight(transport, shell, question)
     refused = [row for row in answers if row["status"] not in ("ok", "no_reply")]
     sites = tuple(site for site in offer.sites if site not in {row["target"] for row in refused})
@@ -132,7 +133,7 @@ async def _go_on(
     quorum = values["min"] or package.job.min_clients
     if offer.prepared:
         check_targets(sites, quorum)
-    gpus = gpus_at((str(values["gpus"]),), sites) if "gpus" in values else {}
+    gpus = gpus_at(asked_for, sites)
     lines = [
         settings(package.job, quorum, len(sites)) if offer.prepared else _joining(offer),
         f"          job {package.job.name} packed by {package.author.name}",

@@ -71,7 +71,9 @@ async def submit_job(transport: GrpcTransport, argv: list[str], shell: Shell) ->
         try:
             start = await starting_point(transport, shell, draft.source, Path(folder))
             answers = await preflight(
-                transport, shell, question_of(draft.job, draft.source.files, values["sites"])
+                transport,
+                shell,
+                question_of(draft.job, draft.source.files, values["sites"], draft.gpus),
             )
             sites = _check_answers(draft, answers)
             gpus = gpus_at(draft.gpus, sites)
@@ -99,14 +101,19 @@ def _draft(values: Mapping[str, Any], transfer: Path) -> Draft:
     return Draft(submission, source, quorum, given, tuple(values["gpus"]))
 
 
-def question_of(job: JobSpec, files: Collection[str], sites: Sequence[str]) -> Question:
-    """Return what sites are asked before a job is started."""
+def question_of(
+    job: JobSpec, files: Collection[str], sites: Sequence[str], gpus: Sequence[str] = ()
+) -> Question:
+    """Return what sites are asked before a job is started; `gpus` as typed."""
+    everywhere, named = parse_gpus(gpus)
     return Question(
         job=job.name,
         has_code=any(path.startswith(f"{CODE_FOLDER}/") for path in files),
         data=job.data,
         environment=job.environment,
         sites=tuple(sites),
+        gpus=dict(named),
+        processes=everywhere or 1,
     )
 
 

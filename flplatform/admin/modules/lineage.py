@@ -135,8 +135,12 @@ def _row(each: RoundLineage) -> tuple[None | int | float | str, ...]:
 
 
 def _aggregator(each: RoundLineage) -> str:
-    args = ", ".join(f"{name}={value}" for name, value in sorted(each.aggregator_args.items()))
-    return f"{each.aggregator}({args})"
+    steps = [(each.aggregator, each.aggregator_args), (each.optimizer, each.optimizer_args)]
+    return " · ".join(
+        f"{name}({', '.join(f'{key}={value}' for key, value in sorted(args.items()))})"
+        for name, args in steps
+        if name
+    )
 
 
 def _contributions(

@@ -190,10 +190,11 @@ def _parse(report: object) -> Activity | None:
     if not isinstance(report, Mapping):
         return None
     try:
+        processes = int(report.get("processes", 1))
         return Activity(
             int(report["run"]),
             int(report["round"]),
-            str(report["phase"])[:60],
+            str(report["phase"])[:60] + (f", {processes:.6g} processes" if processes > 1 else ""),
             float(report["since_s"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -31,6 +31,8 @@ class Question(Strict):
         data: the datasets it wants.
         environment: the environment it wants.
         sites: who is asked; all registered ones if empty.
+        gpus: site -> processes that are to work on it together there.
+        processes: the same, at each site that `gpus` does not name.
     """
 
     job: Name
@@ -38,6 +40,8 @@ class Question(Strict):
     data: tuple[Name, ...]
     environment: Name
     sites: tuple[str, ...]
+    gpus: dict[str, int] = {}
+    processes: int = 1
 
 
 @dataclass(frozen=True)

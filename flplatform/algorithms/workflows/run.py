@@ -29,7 +29,7 @@ from flplatform.core.events import (
     TaskFailed,
     UpdateAccepted,
 )
-from flplatform.core.messages import TRAIN, Task, TaskId, TaskResult
+from flplatform.core.messages import TRAIN, ModelRef, Task, TaskId, TaskResult
 from flplatform.core.workflow import (
     Abort,
     AbortTasks,
@@ -184,12 +184,15 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
                     site=site, accepted=accepted, rule=rule, reason=reason, isolation=isolation
                 )
             )
-        case Aggregated(number, model):
+        case Aggregated(number, model, optimizer_state):
             current = state.open_round
             if not current or not current.closed or current.opened.round != number or state.ended:
                 return ()
-            blob = EventBlob(digest=model.digest, size=model.size)
-            draft.emit(ModelPublished(round=number, model=blob))
+            draft.emit(
+                ModelPublished(
+                    round=number, model=_blob(model), optimizer_state=_maybe(optimizer_state)
+                )
+            )
         case InstructionFailed(_, error):
             if not state.ended:
                 draft.end("failed", error)
@@ -217,6 +220,14 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
 
 def _offers(state: RunState) -> list[Task]:
     return [item.task for item in pending(state) if isinstance(item, Offer)]
+
+
+def _blob(ref: ModelRef) -> EventBlob:
+    return EventBlob(digest=ref.digest, size=ref.size)
+
+
+def _maybe(ref: ModelRef | None) -> EventBlob | None:
+    return None if ref is None else _blob(ref)
 
 
 def _accept(task_id: TaskId, result: TaskResult) -> UpdateAccepted | ResultAccepted:

@@ -9,7 +9,7 @@ scored in round r+1 and the last one by a closing task.
 from math import isfinite
 from typing import Final
 
-from flplatform.algorithms.aggregators import AGGREGATORS
+from flplatform.algorithms.recipes import recipe_of
 from flplatform.algorithms.workflows.draft import Draft, Timers, gather_pending
 from flplatform.algorithms.workflows.state import OpenRound, RunState
 from flplatform.core.events import (
@@ -132,7 +132,7 @@ def _close(draft: Draft, current: OpenRound, fired: Timers) -> None:
 def _emit_closed(draft: Draft, current: OpenRound, reason: str) -> None:
     state = draft.state
     job = state.job
-    aggregator = AGGREGATORS.create(job.aggregator.name, job.aggregator.args, "aggregator")
+    aggregator = recipe_of(job).aggregator
     contributions = tuple(
         Target(
             site=site,
@@ -151,6 +151,10 @@ def _emit_closed(draft: Draft, current: OpenRound, reason: str) -> None:
             base=current.opened.model,
             aggregator=job.aggregator.name,
             aggregator_args=dict(job.aggregator.args),
+            optimizer_state=state.optimizer_state,
+            updates=job.updates,
+            optimizer=job.optimizer.name if job.optimizer else "",
+            optimizer_args=dict(job.optimizer.args) if job.optimizer else {},
         )
     )
     reports = [

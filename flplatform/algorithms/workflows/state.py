@@ -90,6 +90,7 @@ class RunState:
         scores: round → the watched metric of that round's model.
         best_round: round of the best scored model, None before the first score.
         open_round: the round being worked on.
+        optimizer_state: what the server optimiser keeps since the latest round.
         gathers: stage → gathering of the current or an earlier step.
         settled: (site, kind) → what settled that site's latest task of the kind.
         ended: the terminal event.
@@ -108,6 +109,7 @@ class RunState:
     scores: Mapping[int, float] = field(default_factory=dict)
     best_round: int | None = None
     open_round: OpenRound | None = None
+    optimizer_state: Blob | None = None
     gathers: Mapping[str, Gather] = field(default_factory=dict)
     settled: Mapping[tuple[str, str], Settled] = field(default_factory=dict)
     ended: RunEnded | None = None
@@ -229,7 +231,9 @@ def evolve(state: RunState, event: Event) -> RunState:
             return _with_round(state, closed=event)
         case ModelPublished():
             models = {**state.models, event.round: event.model}
-            return replace(state, models=models, open_round=None)
+            return replace(
+                state, models=models, optimizer_state=event.optimizer_state, open_round=None
+            )
         case ModelScored():
             return replace(
                 state,

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from flplatform.algorithms.aggregators import AGGREGATORS, matches
+from flplatform.algorithms.tiles import Recipe, aggregate
 from flplatform.core.errors import InvalidArgumentError, ModelFormatError
 from flplatform.core.model import Array, Manifest
+from flplatform.core.ports import Contribution
 
 MEAN = AGGREGATORS.create("weighted_mean", {})
 
@@ -26,11 +28,12 @@ def combine(
     args: Mapping[str, Any] | None = None,
     name: str = "w",
 ) -> Array:
-    out = np.full_like(tiles[0], 1)
-    AGGREGATORS.create("weighted_mean", args or {}).combine(
-        name, np.zeros_like(tiles[0]), tiles, weights, out
-    )
-    return out
+    recipe = Recipe(AGGREGATORS.create("weighted_mean", args or {}))
+    contributions = [
+        Contribution(f"{n:04}", weight, {name: tile})
+        for n, (tile, weight) in enumerate(zip(tiles, weights, strict=True))
+    ]
+    return aggregate(recipe, {name: np.zeros_like(tiles[0])}, contributions)[0][name]
 
 
 @st.composite
@@ -140,12 +143,11 @@ def test_excluded_tensors_keep_the_base_value() -> None:
     for name, kept in (
         ("bn.running_mean", True), ("head.bias", True), ("ahead.bias", False), ("w", False),
     ):  # fmt: skip
-        out = np.zeros(1, "f4")
-        mean.combine(name, np.array([7], "f4"), [np.array([2], "f4")], [1.0], out)
-        assert out[0] == (7 if kept else 2)
-    flag = np.zeros(1, "?")
-    mean.combine("head.flag", np.array([True]), [np.array([False])], [1.0], flag)
-    assert flag[0]
+        update = Contribution("a", 1.0, {name: np.array([2], "f4")})
+        found, _ = aggregate(Recipe(mean), {name: np.array([7], "f4")}, [update])
+        assert found[name] == (7 if kept else 2)
+    flag = Contribution("a", 1.0, {"head.flag": np.array([False])})
+    assert aggregate(Recipe(mean), {"head.flag": np.array([True])}, [flag])[0]["head.flag"]
 
 
 def test_a_pattern_is_searched_for_and_the_empty_one_matches_nothing() -> None:
@@ -189,16 +191,30 @@ def test_wrong_arguments_are_named(args: dict[str, Any], field: str) -> None:
 DIGEST = """
 from hashlib import sha256
 import numpy as np
-from flplatform.algorithms.aggregators import AGGREGATORS
+from flplatform.algorithms.optimizers import OPTIMIZERS
+from flplatform.algorithms.robust import AGGREGATORS
+from flplatform.algorithms.tiles import Recipe, aggregate
+from flplatform.core.ports import Contribution
 
 rng = np.random.default_rng(7)
-mean = AGGREGATORS.create("weighted_mean", {})
 digest = sha256()
-for dtype in ("f2", "f4", "f8", "i4"):
-    tiles = [(rng.standard_normal(10_007) * 1000).astype(dtype) for _ in range(5)]
-    out = np.empty(10_007, dtype)
-    mean.combine("w", tiles[0], tiles, [3.0, 1.0, 7.0, 1e6, 0.1], out)
-    digest.update(out.tobytes())
+names = {"f2": "<f2", "f4": "<f4", "f8": "<f8", "i4": "<i4"}
+def model():
+    return {n: (rng.standard_normal(10_007) * 1000).astype(d) for n, d in names.items()}
+base = model()
+updates = [Contribution(str(n), w, model()) for n, w in enumerate([3.0, 1.0, 7.0, 1e6, 0.1])]
+for name, args in (
+    ("weighted_mean", {}), ("weighted_mean", {"max_norm": 9.5}), ("median", {}),
+    ("trimmed_mean", {"trim": 1}), ("krum", {"byzantine": 1}), ("multi_krum", {"byzantine": 1}),
+):
+    for optimizer in (None, "fedavgm", "fedadagrad", "fedadam", "fedyogi"):
+        made = OPTIMIZERS.create(optimizer, {}) if optimizer else None
+        recipe = Recipe(AGGREGATORS.create(name, args), optimizer=made)
+        found, state = aggregate(recipe, base, updates)
+        found, state = aggregate(recipe, found, updates, state or None)
+        for arrays in (found, state):
+            for key in sorted(arrays):
+                digest.update(arrays[key].tobytes())
 print(digest.hexdigest())
 """
 

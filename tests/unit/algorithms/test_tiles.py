@@ -9,13 +9,22 @@ from hypothesis import strategies as st
 
 from flplatform.algorithms import tiles
 from flplatform.algorithms.aggregators import AGGREGATORS
-from flplatform.algorithms.tiles import Tile, aggregate, aggregate_range, ranges, tiles_of
+from flplatform.algorithms.tiles import (
+    Combiner,
+    Outputs,
+    Recipe,
+    Tile,
+    aggregate,
+    judge,
+    ranges,
+    tiles_of,
+)
 from flplatform.core.errors import InvalidArgumentError
 from flplatform.core.model import Array, Manifest
 from flplatform.core.ports import Contribution
 from tests.support.models import arrays_of
 
-MEAN = AGGREGATORS.create("weighted_mean", {})
+MEAN = Recipe(AGGREGATORS.create("weighted_mean", {}))
 MODEL = Manifest.of(
     {
         "a": np.zeros((300, 1000), "f4"),
@@ -70,13 +79,13 @@ def contributions() -> list[Contribution]:
 
 
 def test_order_of_arrival_and_tile_size_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = aggregate(MEAN, big_model(9), contributions())
+    expected, _ = aggregate(MEAN, big_model(9), contributions())
     for name in ("a", "d"):
         mean = np.average([big_model(n)[name] for n in range(3)], axis=0, weights=[1.0, 2.0, 3.0])
         np.testing.assert_allclose(expected[name], mean, rtol=1e-5, atol=1e-6)
     for size in (1 << 10, 1 << 16, 1 << 30):
         monkeypatch.setattr(tiles, "TILE_BYTES", size)
-        found = aggregate(MEAN, big_model(9), reversed(contributions()))
+        found, _ = aggregate(MEAN, big_model(9), reversed(contributions()))
         assert {name: array.tobytes() for name, array in found.items()} == {
             name: array.tobytes() for name, array in expected.items()
         }
@@ -84,14 +93,16 @@ def test_order_of_arrival_and_tile_size_change_nothing(monkeypatch: pytest.Monke
 
 
 def test_ranges_give_what_the_whole_gives() -> None:
-    expected = aggregate(MEAN, big_model(9), contributions())
+    expected, _ = aggregate(MEAN, big_model(9), contributions())
     found = {name: np.zeros_like(array) for name, array in big_model(9).items()}
 
-    def write(tile: Tile, values: Array) -> None:
-        found[tile.name].reshape(-1)[tile.start : tile.stop] = values
+    def write(name: str, start: int, values: Array) -> None:
+        found[name].reshape(-1)[start : start + values.size] = values
 
+    shares = judge(MEAN, contributions(), [])
     for part in reversed(ranges(MODEL, 3)):
-        aggregate_range(MEAN, part, big_model(9), contributions(), write)
+        outputs = Outputs(write, write)
+        Combiner(MEAN, shares, big_model(9), contributions(), outputs).combine(part)
     for name, array in expected.items():
         assert found[name].tobytes() == array.tobytes()
 

@@ -23,7 +23,7 @@ from flplatform.core.model import (
     header_length,
     parse_header,
 )
-from tests.support.models import arrays_of, small_model
+from tests.support.models import NUMPY_DTYPES, arrays_of, small_model
 
 Header = dict[str, Any]
 
@@ -145,7 +145,7 @@ def test_parity_with_safetensors_reading(arrays: Mapping[str, Array]) -> None:
 
 
 @settings(deadline=None)
-@given(arrays=arrays_of())
+@given(arrays=arrays_of(NUMPY_DTYPES))
 def test_parity_with_safetensors_writing(arrays: Mapping[str, Array]) -> None:
     manifest = Manifest.of(arrays)
     data = encode_header(manifest) + b"".join(arrays[s.name].tobytes() for s in manifest.tensors)

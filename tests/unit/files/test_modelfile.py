@@ -12,7 +12,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 
 from flplatform.core.errors import ModelFormatError
-from flplatform.core.model import MAX_HEADER_BYTES, Array, Manifest
+from flplatform.core.model import DTYPES, MAX_HEADER_BYTES, Array, Manifest
 from flplatform.files.modelfile import check_finite, load, load_copy, mapped, read_layout, save
 from tests.support.models import arrays_of, small_model
 
@@ -20,7 +20,8 @@ from tests.support.models import arrays_of, small_model
 def check_same(one: Mapping[str, Array], other: Mapping[str, Array]) -> None:
     assert one.keys() == other.keys()
     for name in one:
-        np.testing.assert_array_equal(one[name], other[name], strict=True)
+        assert (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape)
+        assert one[name].tobytes() == other[name].tobytes()
 
 
 @settings(max_examples=50, deadline=None)
@@ -32,7 +33,8 @@ def test_what_was_saved_is_loaded_and_readable_elsewhere(
     assert save(path, arrays) == Manifest.of(arrays) == read_layout(path).manifest
     check_same(load(path), arrays)
     check_same(load_copy(path), arrays)
-    check_same(safetensors.numpy.load_file(path), arrays)
+    if all(array.dtype != DTYPES["BF16"] for array in arrays.values()):
+        check_same(safetensors.numpy.load_file(path), arrays)
 
 
 @settings(max_examples=50, deadline=None)

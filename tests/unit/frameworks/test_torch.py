@@ -65,9 +65,21 @@ def test_what_does_not_fit_is_named_and_nothing_loaded(name, array):
 def test_a_dtype_unknown_to_numpy_is_named():
     import torch
 
-    module = torch.nn.Linear(2, 1, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match=r"'weight' is torch\.bfloat16"):
+    module = torch.nn.Linear(2, 1)
+    module.register_buffer("odd", torch.zeros(2, dtype=torch.float8_e4m3fn))
+    with pytest.raises(ValueError, match=r"'odd' is torch\.float8_e4m3fn"):
         arrays_of(module)
+
+
+def test_bfloat16_goes_both_ways():
+    import torch
+
+    module, other = (torch.nn.Linear(3, 2, dtype=torch.bfloat16) for _ in range(2))
+    arrays = arrays_of(module)
+    assert {array.dtype.name for array in arrays.values()} == {"bfloat16"}
+    load_arrays(other, arrays)
+    for one, same in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, same)
 
 
 def test_state_that_is_no_tensor_is_named():

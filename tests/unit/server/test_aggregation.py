@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from flplatform.algorithms.aggregators import AGGREGATORS
-from flplatform.algorithms.tiles import aggregate
+from flplatform.algorithms.tiles import Recipe, aggregate
 from flplatform.core.errors import InvalidArgumentError, ModelFormatError, NotFoundError
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Array, Arrays
@@ -21,7 +21,7 @@ from flplatform.server import aggregation
 from flplatform.server.aggregation import aggregate_round
 from flplatform.store.blobs import FileBlobStore
 
-MEAN = AGGREGATORS.create("weighted_mean", {"exclude_vars": "flag"})
+MEAN = Recipe(AGGREGATORS.create("weighted_mean", {"exclude_vars": "flag"}))
 SITES = ["delta", "alpha", "charlie", "bravo"]
 
 
@@ -66,8 +66,9 @@ def test_the_result_is_a_canonical_model_blob(
     store: FileBlobStore, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     base = put(store, model(9))
-    result = aggregate_round(store, closed(store), base, MEAN, pool)
-    expected = aggregate(
+    result, state = aggregate_round(store, closed(store), base, MEAN, pool)
+    assert state is None
+    expected, _ = aggregate(
         MEAN, model(9), [Contribution(s, n + 1.0, model(n)) for n, s in enumerate(SITES)]
     )
     check_equal(load(store.path(result.digest)), expected)
@@ -131,7 +132,7 @@ def test_rounds_that_fill_the_pool_do_not_wait_for_each_other(store: FileBlobSto
     base, updates = put(store, model(9)), closed(store)
     barrier = threading.Barrier(2)
 
-    def work() -> ModelRef:
+    def work() -> tuple[ModelRef, ModelRef | None]:
         barrier.wait(10)  # both workers of the pool are taken
         return aggregate_round(store, updates, base, MEAN, pool)
 

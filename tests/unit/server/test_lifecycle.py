@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from flplatform.core.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
+from flplatform.core.job import JobSpec
 from flplatform.core.model import Manifest
 from flplatform.core.ports import Row
 from flplatform.security.signing import StartOrder, sign_order
@@ -175,17 +175,16 @@ def test_a_task_is_given_up(scene: Scene, make) -> None:
 def test_the_quorum_is_held_against_the_aggregator(
     scene: Scene, make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Median:
-        def check(self, manifest: Manifest, quorum: int) -> None:
-            if quorum < 3:
-                raise InvalidArgumentError(f"{quorum} updates of {len(manifest.tensors)} tensor")
+    def check(_job: JobSpec, manifest: Manifest, quorum: int) -> None:
+        if quorum < 3:
+            raise InvalidArgumentError(f"{quorum} updates of {len(manifest.tensors)} tensor")
 
     async def it() -> None:
         control = make()
         scene.obeying("a", "b", "c")
         await scene.submit("abc")
         await scene.offered("c")
-        monkeypatch.setattr(module, "AGGREGATORS", SimpleNamespace(create=lambda *_: Median()))
+        monkeypatch.setattr(module, "check_recipe", check)
         error = await refused(control.set_min_clients(1, 2, "amy"))
         assert (type(error), error.rule) == (FailedPreconditionError, "aggregator")
         assert error.message == (

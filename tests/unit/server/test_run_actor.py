@@ -108,12 +108,12 @@ class Hands:
         self.deploys[site] = asyncio.get_running_loop().create_future()
         return self.deploys[site]
 
-    async def aggregate(self, closed: ev.RoundClosed) -> ModelRef:
+    async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, None]:
         self.aggregating.append(closed.round)
         await self.gate.wait()
         if self.trouble:
             raise self.trouble.pop(0)
-        return model_of(closed)
+        return model_of(closed), None
 
     def tasks_changed(self, sites: set[str]) -> None:
         self.changed.append(sites)

@@ -30,6 +30,12 @@ def tokenise(line: str) -> list[str]:
         ) from error
 
 
+def wants_json(line: str) -> tuple[str, bool]:
+    """Splits `COMMAND --json`: the command, and whether its reply is wanted as JSON."""
+    bare = line.rstrip().removesuffix("--json")
+    return (bare, True) if bare[-1:].isspace() and bare.strip() else (line, False)
+
+
 def redirection(line: str) -> tuple[str, str, bool]:
     """Splits `COMMAND > FILE` or `COMMAND >> FILE`; a quoted `>` is a word like any other.
 

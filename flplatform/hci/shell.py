@@ -36,7 +36,7 @@ from flplatform.core.errors import (
 from flplatform.hci.connection import ExitCode, Item, error_item, exit_code_of
 from flplatform.hci.escape import escape, escape_lines
 from flplatform.hci.files import file_problem, private_file
-from flplatform.hci.grammar import parse_words, redirection, tokenise
+from flplatform.hci.grammar import parse_words, redirection, tokenise, wants_json
 from flplatform.hci.register import unknown_command
 from flplatform.hci.render import JsonRenderer, Renderer, TextRenderer
 from flplatform.hci.screen import Screen, Sheet, now
@@ -143,11 +143,12 @@ class Shell:
             return ExitCode.OK
         try:
             command, path, append = redirection(line)
+            command, as_json = wants_json(command)
             if not path:
-                return await self._show_reply(line)
+                return await self._show_reply(command, as_json)
             file = private_file(Path(path).expanduser(), append)
             with file, self._drawing_on(file):
-                code = await self._show_reply(command)
+                code = await self._show_reply(command, as_json)
             if self.terminal is not None:
                 print(f"  written to {escape(path)}", file=self._out)
             return code
@@ -156,8 +157,8 @@ class Shell:
         except OSError as error:
             return self._failed(FailedPreconditionError(file_problem(error)))
 
-    async def _show_reply(self, line: str) -> int:
-        before, self._renderer = self._renderer, self._new_renderer(line.strip())
+    async def _show_reply(self, line: str, as_json: bool) -> int:
+        before, self._renderer = self._renderer, self._new_renderer(line.strip(), as_json)
         started = self._clock()
         try:
             code = await self._until_interrupted(self._run(line))
@@ -371,8 +372,8 @@ class Shell:
             self.interrupted = True
             self._task.cancel()
 
-    def _new_renderer(self, line: str) -> Renderer:
-        if self._as_json:
+    def _new_renderer(self, line: str, as_json: bool = False) -> Renderer:
+        if self._as_json or as_json:
             return JsonRenderer(self._out, line)
         return TextRenderer(self._out, self._err, self._env, live=self._live)
 

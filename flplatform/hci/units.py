@@ -1,20 +1,28 @@
 """Numbers as people read them, and how the name of a value tells its unit.
 
 A reply carries raw numbers. The unit is in the name, as everywhere in this project: `since_s` are
-seconds, `disk_bytes` are bytes, `certificate_days` are days; `started_at` is an ISO time. Whoever
-prints a value calls `shown`, so that text and JSON come from one number.
+seconds, `p99_ms` milliseconds, `disk_bytes` are bytes, `certificate_days` are days, `share_percent`
+is a percentage; `started_at` is an ISO time. Whoever prints a value calls `shown`, so that text and
+JSON come from one number.
 """
 
 import math
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
-Unit: TypeAlias = Literal["", "s", "bytes", "days", "at"]
+Unit: TypeAlias = Literal["", "s", "ms", "bytes", "days", "percent", "at"]
 
 OF: Final = "_of"
 """Ends the name of a value that is the whole of another: `round` and `round_of` are `4/15`."""
 
-_SUFFIXES: dict[str, Unit] = {"_s": "s", "_bytes": "bytes", "_days": "days", "_at": "at"}
+_SUFFIXES: dict[str, Unit] = {
+    "_s": "s",
+    "_ms": "ms",
+    "_bytes": "bytes",
+    "_days": "days",
+    "_percent": "percent",
+    "_at": "at",
+}
 _SIZES: Final = ("B", "kB", "MB", "GB", "TB")
 _SHORT: Final = {"certificate": "cert"}
 """Headings of names that would be wider than all their values."""
@@ -41,8 +49,12 @@ def shown(value: float | str, unit: Unit = "") -> str:
     match unit:
         case "s":
             return seconds(value)
+        case "ms":
+            return f"{value:.1f} ms" if value < 1000 else seconds(value / 1000)
         case "bytes":
             return size(value)
+        case "percent":
+            return f"{value:.1f} %"
         case "days":
             return days(value)
         case _:

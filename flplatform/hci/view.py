@@ -259,7 +259,7 @@ def overview(views: Iterable[SpecView]) -> str:
         lines += [f"  {names[view.name]:<{width}}  {view.summary}" for view in each]
     if refused:
         lines += ["", f"not for your role  {', '.join(refused)}"]
-    note = "help COMMAND explains one; COMMAND > FILE writes its reply into a file, >> adds to it"
+    note = "help COMMAND explains one; COMMAND --json prints JSON; COMMAND > FILE writes a file"
     return "\n".join([*lines, "", note])
 
 

@@ -357,7 +357,7 @@ class AccessModule:
                 "user": session.user,
                 "role": session.role,
                 "organisation": session.organisation,
-                "peer": session.peer,
+                "peer": session.peer.removeprefix("ipv4:").removeprefix("ipv6:"),
                 "signed_in_s": round(now - session.created, 1),
                 "idle_s": round(now - session.last_used, 1),
                 "expires_s": round(self._sessions.expires_s(session), 1),

@@ -10,9 +10,6 @@ from flplatform.admin.views import DIGEST_CHARS
 from flplatform.core.lineage import Lineage, RoundLineage, Verified
 from flplatform.hci import CommandSpec, Connection, argument
 
-MAX_SHARES = 6
-"""Contributions named in a row of the table; with a round they are all shown."""
-
 
 @dataclass(frozen=True)
 class LineageArguments:
@@ -113,19 +110,16 @@ def _story(lineage: Lineage) -> Iterator[str]:
 
 
 _COLUMNS = (
-    "model", "digest", "base", "contributions", "score", "best", "without", "aggregator", "closed",
+    "model", "digest", "base", "updates", "score", "best", "without", "aggregator", "closed",
 )  # fmt: skip
 
 
 def _row(each: RoundLineage) -> tuple[None | int | float | str, ...]:
-    shares = [f"{share.site} {share.share:.0%}" for share in each.shares[:MAX_SHARES]]
-    if left := len(each.shares) - len(shares):
-        shares.append(f"{left} more")
     return (
         each.round,
         each.model[:DIGEST_CHARS] or None,
-        f"{each.base_round}: {each.base[:DIGEST_CHARS]}",
-        " · ".join(shares),
+        f"model {each.base_round}",
+        len(each.shares),
         each.score,
         "*" if each.best else "",
         "; ".join(f"{site} ({why})" for site, why in sorted(each.stragglers.items())) or None,
@@ -157,7 +151,7 @@ def _contributions(
         )
         for share in each.shares
     ]
-    return ("site", "percent", "examples", "digest", *names), rows
+    return ("site", "share_percent", "examples", "digest", *names), rows
 
 
 def _data(lineage: Lineage) -> dict[str, Any]:

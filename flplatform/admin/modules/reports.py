@@ -146,11 +146,17 @@ class ReportsModule:
                 for role, entries in self._rights.rules.items()
                 for key, value in entries.items()
             ]
+            await connection.text("roles on the server")
             await connection.table("server roles", ("role", "right", "who", "from"), rows)
+        alike: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
         for site, reply in replies.items():
             if reply.status == "ok":
-                rows = list(_policy_lines(reply.body))[:MAX_ITEMS]
-                await connection.table(f"policy of {site}", ("rule", "name", "who"), rows)
+                lines = tuple(_policy_lines(reply.body)[:MAX_ITEMS])
+                alike.setdefault(lines, []).append(site)
+        for lines, sites in alike.items():
+            name = f"policy of {', '.join(sites)}"
+            await connection.text(name)
+            await connection.table(name, ("rule", "name", "who"), lines)
         await connection.data("policy", found)
 
 
@@ -195,16 +201,16 @@ def _policy_cells(body: Mapping[str, Any]) -> Cells:
     }
 
 
-def _policy_lines(body: Mapping[str, Any]) -> "Sequence[list[str]]":
-    lines = [[rule, "", _who(body.get(rule))] for rule in ("submitters", "byoc")]
-    lines += [["command", name[:60], _who(who)] for name, who in _items(body.get("commands"))]
-    lines += [["dataset", name[:60], _who(who)] for name, who in _items(body.get("datasets"))]
-    lines += [["filter", text[:200], ""] for text in _strings(body.get("filters"))]
-    lines += [["shell", text[:60], ""] for text in _strings(body.get("allowed_shell_cmds"))]
+def _policy_lines(body: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    lines = [(rule, "", _who(body.get(rule))) for rule in ("submitters", "byoc")]
+    lines += [("command", name[:60], _who(who)) for name, who in _items(body.get("commands"))]
+    lines += [("dataset", name[:60], _who(who)) for name, who in _items(body.get("datasets"))]
+    lines += [("filter", text[:200], "") for text in _strings(body.get("filters"))]
+    lines += [("shell", text[:60], "") for text in _strings(body.get("allowed_shell_cmds"))]
     if body.get("allow_foreign_code_unsandboxed") is True:
-        lines.append(["foreign code", "may run without a sandbox", ""])
+        lines.append(("foreign code", "may run without a sandbox", ""))
     if (most := _number(body.get("max_examples"))) is not None:
-        lines.append(["max_examples", str(most), ""])
+        lines.append(("max_examples", str(most), ""))
     return lines
 
 

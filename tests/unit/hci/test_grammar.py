@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flplatform.core.errors import InvalidArgumentError
-from flplatform.hci.grammar import did_you_mean, parse, parse_words, tokenise
+from flplatform.hci.grammar import did_you_mean, parse, parse_words, tokenise, wants_json
 from flplatform.hci.spec import CommandSpec, NoArguments, argument
 from flplatform.hci.view import view_of
 
@@ -217,3 +217,19 @@ def test_a_rule_across_fields_is_a_usage_error():
 def test_did_you_mean():
     assert did_you_mean("chek_status", ["check_status", "abort"]) == "did you mean check_status?"
     assert did_you_mean("zzz", ["check_status"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("list_runs --json", ("list_runs ", True)),
+        ("list_runs --json  ", ("list_runs ", True)),
+        ("list_runs", ("list_runs", False)),
+        ("list_runs '--json'", ("list_runs '--json'", False)),
+        ("list_runs x--json", ("list_runs x--json", False)),
+        ("--json", ("--json", False)),
+        ("", ("", False)),
+    ],
+)
+def test_json_is_wanted_by_the_last_word(line, expected):
+    assert wants_json(line) == expected

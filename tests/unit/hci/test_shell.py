@@ -477,6 +477,14 @@ def test_bye_ends_a_script():
     assert len(world.transport.calls) == 1
 
 
+def test_json_for_one_command():
+    world = World()
+    assert world.script("look --json", "look") == 0
+    line, rest = world.out.getvalue().split("\n", 1)
+    assert (json.loads(line)["command"], rest) == ("look", "")
+    assert world.transport.calls == [(["look"], False)] * 2
+
+
 def test_json_mode_is_one_object_per_command():
     world = World(as_json=True)
     world.transport.replies["look"] = [{"type": "data", "name": "n", "value": 3}, DONE]

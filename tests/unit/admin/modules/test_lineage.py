@@ -66,8 +66,8 @@ def test_all_models_of_a_run(console, lineage):
     assert reply.table["rows"][1] == [
         2,
         SHORT,
-        f"1: {SHORT}",
-        "a 25% · b 75%",
+        "model 1",
+        2,
         0.75,
         "*",
         "c (no update before the round closed)",
@@ -89,7 +89,7 @@ def test_one_model_has_its_contributions(console, lineage):
     reply = console("lineage 3 2")
     tables = {item["name"]: item for item in reply.items if item["type"] == "table"}
     assert len(tables["rounds"]["rows"]) == 2
-    assert tables["contributions"]["columns"] == ["site", "percent", "examples", "digest", "loss"]
+    assert tables["contributions"]["columns"] == ["site", "share_percent", "examples", "digest", "loss"]
     assert tables["contributions"]["rows"][1] == ["b", 75.0, 30, SHORT, None]
     assert "contributions" not in {
         item.get("name") for item in console("lineage 3").items if item["type"] == "table"

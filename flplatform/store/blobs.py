@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
@@ -18,12 +18,11 @@ from pathlib import Path
 from flplatform.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
-    ModelFormatError,
     NotFoundError,
     ResourceExhaustedError,
 )
 from flplatform.core.messages import ModelRef
-from flplatform.core.model import Manifest, check_digest
+from flplatform.core.model import Manifest, PartOf, check_digest
 from flplatform.files.digest import STEP_BYTES, Digest, digest_of_file
 from flplatform.files.durable import (
     PRIVATE_FILE,
@@ -32,11 +31,21 @@ from flplatform.files.durable import (
     remove_temporaries,
     temporary_beside,
 )
-from flplatform.files.modelfile import ModelCheck
+from flplatform.files.modelfile import check_file, model_check
+from flplatform.files.writing import set_aside, start_writing
 
 READ_ONLY = 0o444
-KEEP_PARTS_S = 7 * 86_400.0
-"""How long the part of an interrupted transfer is kept; older ones go at the next start."""
+KEEP_PARTS_S = 86_400.0
+"""How long the part of an interrupted transfer is kept without going on."""
+
+SWEEP_S = 3600.0
+"""Older parts are looked for at the start, and so often while blobs are received."""
+
+AHEAD_BYTES = 64 << 20
+"""Disk space set aside ahead of what has come: no more than that is lent to a mere declaration."""
+
+SYNC_STEP_BYTES = 8 << 20
+"""So much of a file is sent on its way to the disk at a time."""
 
 
 class FileBlobStore:
@@ -53,10 +62,25 @@ class FileBlobStore:
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
         self._active: dict[str, _FileWriter] = {}
+        self._collected = time.monotonic()
         remove_temporaries(root)
-        for part in self._incoming.iterdir():
-            if part.stat().st_mtime < time.time() - KEEP_PARTS_S:
-                part.unlink()
+        self.collect()
+
+    def collect(self, unused_s: float = KEEP_PARTS_S) -> None:
+        """Delete the parts of transfers that have not gone on for `unused_s` seconds."""
+        self._collected = time.monotonic()
+        with self._lock:
+            active = {writer.part for writer in self._active.values()}
+            for part in self._incoming.iterdir():
+                if part not in active and part.stat().st_mtime < time.time() - unused_s:
+                    part.unlink()
+
+    def forget(self, transfer_id: str) -> None:
+        """Delete what an interrupted transfer has left: it will not go on."""
+        with self._lock:
+            if transfer_id not in self._active:
+                for part in self._incoming.glob(f"{_prefix(transfer_id)}.*.part"):
+                    part.unlink()
 
     def has(self, digest: str) -> bool:
         """Return whether the blob is here.
@@ -79,7 +103,7 @@ class FileBlobStore:
         return path
 
     def receive(
-        self, transfer_id: str, blob: ModelRef, manifest: Manifest | None = None
+        self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None = None
     ) -> "_FileWriter":
         """Start or resume receiving a blob; see `ports.BlobStore`.
 
@@ -95,17 +119,15 @@ class FileBlobStore:
         check_digest(blob.digest)
         if blob.size < 0:
             raise InvalidArgumentError(f"{blob.size} is not a size in bytes", field="blob.size")
-        if manifest is not None and blob.size != manifest.file_bytes():
-            raise ModelFormatError(
-                f"is {blob.size} bytes, a model file of this job {manifest.file_bytes()}",
-                field="blob.size",
-                hint="return every tensor with the dtype and shape in which it was received",
-            )
+        if manifest is not None:
+            model_check(manifest, blob.size)
         if self.has(blob.digest):
             return self._received_before(transfer_id, blob, manifest)
-        prefix = sha256(transfer_id.encode()).hexdigest()
+        prefix = _prefix(transfer_id)
         part = self._incoming / f"{prefix}.{self._file(blob.digest).name}.part"
         writer = _FileWriter(self, transfer_id, blob, manifest, part)
+        if time.monotonic() > self._collected + SWEEP_S:
+            self.collect()
         with self._lock:
             if transfer_id in self._active:
                 raise FailedPreconditionError(
@@ -159,7 +181,7 @@ class FileBlobStore:
         return self._root / check_digest(digest).partition(":")[2]
 
     def _received_before(
-        self, transfer_id: str, blob: ModelRef, manifest: Manifest | None
+        self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None
     ) -> "_FileWriter":
         path = self.path(blob.digest)
         os.utime(path)  # it is as new as this upload, to whoever collects what is old and unused
@@ -169,14 +191,11 @@ class FileBlobStore:
                 f"is {blob.size}, but {blob.digest} has {size} bytes", field="blob.size"
             )
         if manifest is not None:
-            check = ModelCheck(manifest)
-            with path.open("rb", buffering=0) as file:
-                while chunk := file.read(STEP_BYTES):
-                    check.feed(chunk)
+            check_file(path, model_check(manifest, size))
         return _FileWriter(self, transfer_id, blob, manifest, None)
 
     def _check_space(self, blob: ModelRef, part: Path) -> None:
-        promised = sum(writer.missing_bytes for writer in self._active.values())
+        promised = sum(writer.promised_bytes for writer in self._active.values())
         missing = blob.size - (part.stat().st_size if part.exists() else 0)
         free = shutil.disk_usage(self._root).free - promised - self._reserve_bytes
         if missing > free:
@@ -210,15 +229,20 @@ class _FileWriter:
         store: FileBlobStore,
         transfer_id: str,
         blob: ModelRef,
-        manifest: Manifest | None,
+        manifest: Manifest | PartOf | None,
         part: Path | None,
     ) -> None:
         self.transfer_id = transfer_id
         self._store = store
         self._blob = blob
         self._manifest = manifest
-        self._part = part
+        self.part = part
         self._file: FileIO | None = None
+        self._set_aside = (
+            blob.size if part is None else 0
+        )  # up to which offset the disk has room for certain
+        self._can_set_aside = True
+        self._started = 0  # up to which offset bytes are on their way to the disk
         self._offset = 0 if part is not None else blob.size
         self._start_anew()
 
@@ -232,11 +256,16 @@ class _FileWriter:
         """Bytes still to come."""
         return self._blob.size - self._offset
 
+    @property
+    def promised_bytes(self) -> int:
+        """Bytes still to come for which no disk space is taken yet."""
+        return self._blob.size - max(self._offset, self._set_aside)
+
     def open(self) -> None:
         """Open the part file and check again what it holds; what is no good is dropped."""
-        assert self._part is not None
+        assert self.part is not None
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        handle = os.open(self._part, flags, PRIVATE_FILE)
+        handle = os.open(self.part, flags, PRIVATE_FILE)
         self._file = FileIO(handle, "r+b")
         try:
             while chunk := self._file.read(STEP_BYTES):
@@ -260,9 +289,11 @@ class _FileWriter:
         try:
             self._check(chunk)
             with _explaining_full_disk():
+                self._make_room(len(chunk))
                 rest = memoryview(chunk)
                 while rest:
                     rest = rest[self._opened().write(rest) :]
+            self._send_to_disk(self._offset + len(chunk))
         except InvalidArgumentError:
             self.discard()
             raise
@@ -279,7 +310,7 @@ class _FileWriter:
             ResourceExhaustedError: the disk is full; discarded.
             FailedPreconditionError: the writer is over, without the blob.
         """
-        if self._part is None:
+        if self.part is None:
             return
         file = self._opened()
         try:
@@ -293,25 +324,45 @@ class _FileWriter:
                     f"{self._blob.digest}",
                     field="blob.digest",
                 )
+            if self._model is not None:
+                self._model.end()
             with _explaining_full_disk():
                 os.fchmod(file.fileno(), READ_ONLY)
-                os.fsync(file.fileno())
-                self._store._publish(self._part, self._blob.digest)
+                os.fdatasync(file.fileno())
+                self._store._publish(self.part, self._blob.digest)
         finally:
             self.discard()
 
     def suspend(self) -> None:
         """Keep what was received, so that the transfer can resume."""
         if self._file is not None:
+            if self._set_aside > self._file.tell():  # gives back what was set aside, not used
+                with suppress(OSError):
+                    self._file.truncate(self._file.tell())
             self._file.close()
             self._file = None
         self._store._release(self)
 
     def discard(self) -> None:
         """Forget what was received."""
-        if self._file is not None and self._part is not None:
-            self._part.unlink(missing_ok=True)
+        if self._file is not None and self.part is not None:
+            self.part.unlink(missing_ok=True)
+            self._set_aside = 0
         self.suspend()
+
+    def _make_room(self, count: int) -> None:
+        if self._offset + count <= self._set_aside or not self._can_set_aside:
+            return
+        upto = min(self._blob.size, max(self._offset + count, self._set_aside + AHEAD_BYTES))
+        begin = max(self._offset, self._set_aside)
+        self._can_set_aside = set_aside(self._opened().fileno(), begin, upto - begin)
+        if self._can_set_aside:
+            self._set_aside = upto
+
+    def _send_to_disk(self, upto: int) -> None:
+        if upto - self._started >= SYNC_STEP_BYTES:
+            start_writing(self._opened().fileno(), self._started, upto - self._started)
+            self._started = upto
 
     def _opened(self) -> FileIO:
         if self._file is None:
@@ -320,7 +371,8 @@ class _FileWriter:
 
     def _start_anew(self) -> None:
         self._digest = Digest()
-        self._model = ModelCheck(self._manifest) if self._manifest is not None else None
+        expected, size = self._manifest, self._blob.size
+        self._model = None if expected is None else model_check(expected, size)
 
     def _check(self, chunk: bytes) -> None:
         if len(chunk) > self.missing_bytes:
@@ -333,6 +385,10 @@ class _FileWriter:
     def _count(self, chunk: bytes) -> None:
         self._digest.update(chunk)
         self._offset += len(chunk)
+
+
+def _prefix(transfer_id: str) -> str:
+    return sha256(transfer_id.encode()).hexdigest()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from flplatform.core.errors import (
     ResourceExhaustedError,
 )
 from flplatform.core.messages import ModelRef
-from flplatform.core.model import Manifest
+from flplatform.core.model import Manifest, PartOf
 from flplatform.core.ports import BlobStore, BlobWriter
 from flplatform.files.digest import digest_of
 from flplatform.files.modelfile import load
@@ -51,7 +51,9 @@ def feed(writer: BlobWriter, data: bytes, chunk: int) -> None:
         writer.write(data[start : start + chunk])
 
 
-def put(store: BlobStore, data: bytes, manifest: Manifest | None = None, chunk: int = 1000) -> None:
+def put(
+    store: BlobStore, data: bytes, manifest: Manifest | PartOf | None = None, chunk: int = 1000
+) -> None:
     writer = store.receive("put", ref(data), manifest)
     feed(writer, data, chunk)
     writer.commit()
@@ -352,3 +354,66 @@ def test_any_chunks_and_any_interruptions_give_the_same_blob(
         writer.commit()
         assert store.path(ref(data).digest).read_bytes() == data
         assert store.digests() == [ref(data).digest]
+
+
+# ---- a part of a model --------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(names=st.sets(st.sampled_from(sorted(small_model())), min_size=1), chunk=st.integers(1, 400))
+@pytest.mark.parametrize("make", STORES, ids=lambda make: make.__name__)
+def test_any_part_of_a_model_is_taken(make: Open, names: set[str], chunk: int) -> None:
+    arrays = small_model()
+    with tempfile.TemporaryDirectory() as folder:
+        store = make(Path(folder) / "blobs", 0)
+        data = model_bytes({name: arrays[name] for name in names}, Path(folder))
+        put(store, data, PartOf(Manifest.of(arrays)), chunk)
+        put(store, data, PartOf(Manifest.of(arrays)), chunk)  # it is here: checked as it lies there
+        assert store.path(ref(data).digest).read_bytes() == data
+
+
+WRONG_PARTS = {
+    "another tensor": ({"z": np.zeros(1, "f4")}, r"update\['z'\]: the model has no such tensor"),
+    "another shape": ({"b.half": np.zeros(6, "f2")}, r"update\['b.half'\]: is F16"),
+    "another dtype": ({"b.half": np.zeros(7, "f4")}, r"update\['b.half'\]: is F32"),
+    "not a number": ({"b.half": np.full(7, np.nan, "f2")}, "NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_PARTS)
+def test_another_part_is_refused_by_name(store: BlobStore, tmp_path: Path, what: str) -> None:
+    arrays, message = WRONG_PARTS[what]
+    data = model_bytes(arrays, tmp_path)
+    writer = store.receive("t", ref(data), PartOf(Manifest.of(small_model())))
+    with pytest.raises(ModelFormatError, match=message):
+        feed(writer, data, 50)
+    refused(store, writer, "t", ref(data))
+
+
+def test_a_part_is_no_larger_than_the_model(store: BlobStore, tmp_path: Path) -> None:
+    data = model_bytes(small_model(), tmp_path) + b"x"
+    with pytest.raises(ModelFormatError, match="a model file of this job"):
+        store.receive("t", ref(data), PartOf(Manifest.of(small_model())))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "ends before its tensors begin"),
+        (b"\x10\0\0", "ends before its tensors begin"),
+        ((64).to_bytes(8, "little") + b"{", "ends before its tensors begin"),
+        ((1 << 40).to_bytes(8, "little") + b"{", "declares"),
+        ((4000).to_bytes(8, "little") + b"{", "that of the whole model"),
+        ((2).to_bytes(8, "little") + b"{}", "no tensors"),
+    ],
+)
+def test_a_part_without_tensors_is_refused(store: BlobStore, data: bytes, message: str) -> None:
+    writer = store.receive("t", ref(data), PartOf(Manifest.of(small_model())))
+
+    def send() -> None:
+        feed(writer, data, 100)
+        writer.commit()
+
+    with pytest.raises(ModelFormatError, match=message):
+        send()
+    refused(store, writer, "t", ref(data))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flplatform.core.errors import AlreadyExistsError, ResourceExhaustedError, UnavailableError
 from flplatform.core.ports import Row, StateStore
 from flplatform.store.state import SqlStateStore
+from tests.support.postgres import Cluster
 from tests.support.stores import MemoryStateStore
 
 
@@ -27,7 +28,7 @@ class Subject:
     fatal: list[BaseException] = field(default_factory=list)
 
 
-def memory(_folder: Path) -> Subject:
+def memory(_request: pytest.FixtureRequest, _folder: Path) -> Subject:
     fatal: list[BaseException] = []
     store = MemoryStateStore(fatal.append)
 
@@ -40,7 +41,7 @@ def memory(_folder: Path) -> Subject:
     return Subject(store, lambda: set_full(True), lambda: set_full(False), break_writes, fatal)
 
 
-def sqlite(folder: Path) -> Subject:
+def sqlite(_request: pytest.FixtureRequest, folder: Path) -> Subject:
     fatal: list[BaseException] = []
     path = folder / "state.db"
     store = SqlStateStore(path, fatal.append)
@@ -56,9 +57,37 @@ def sqlite(folder: Path) -> Subject:
     return Subject(store, lambda: limit_pages(1), lambda: limit_pages(1 << 30), break_writes, fatal)
 
 
-@pytest.fixture(params=[memory, sqlite], ids=lambda make: make.__name__)
+FILL_UP = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
+END $$;
+CREATE TRIGGER full_disk BEFORE INSERT ON events EXECUTE FUNCTION refuse();
+"""
+
+
+def postgres(request: pytest.FixtureRequest, _folder: Path) -> Subject:
+    cluster: Cluster = request.getfixturevalue("postgres")
+    schema = cluster.new_schema()
+    fatal: list[BaseException] = []
+    store = SqlStateStore(cluster.url(schema), fatal.append)
+
+    def do(text: str) -> Callable[[], None]:
+        def act() -> None:
+            cluster.execute(text, schema=schema)
+
+        return act
+
+    return Subject(
+        store, do(FILL_UP), do("DROP FUNCTION refuse CASCADE"), do("DROP TABLE events"), fatal
+    )
+
+
+MAKERS = (memory, sqlite, postgres)
+
+
+@pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
-    made = request.param(tmp_path)
+    made = request.param(request, tmp_path)
     yield made
     made.store.close()
 
@@ -201,13 +230,17 @@ BATCHES = st.lists(
 )
 
 
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 @settings(max_examples=40, deadline=None)
 @given(batches=BATCHES)
 def test_stores_agree_with_a_dict(
-    batches: list[list[tuple[str, int]]], tmp_path_factory: pytest.TempPathFactory
+    make: Callable[[pytest.FixtureRequest, Path], Subject],
+    batches: list[list[tuple[str, int]]],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    for make in (memory, sqlite):
-        store = make(tmp_path_factory.mktemp("store")).store
+    store = make(request, tmp_path_factory.mktemp("store")).store
+    try:
         expected: dict[str, int] = {}
         futures, admitted = [], []
         for batch in batches:
@@ -222,4 +255,5 @@ def test_stores_agree_with_a_dict(
         assert [future.exception(10) is None for future in futures] == admitted
         found = {stream: [r.seq for r in store.read(stream)] for stream in store.streams()}
         assert found == {stream: list(range(1, n + 1)) for stream, n in expected.items()}
+    finally:
         store.close()

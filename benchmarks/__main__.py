@@ -19,8 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import echo, idle
-from benchmarks.targets import MB, Row, rows_of_echo, rows_of_idle, rows_of_start
+from benchmarks import echo, idle, uploads
+from benchmarks.targets import MB, Row, rows_of_echo, rows_of_idle, rows_of_start, rows_of_uploads
 from flplatform import __version__
 
 CASES = ((2, 1, 20), (32, 1, 6), (2, 100, 6), (8, 100, 4), (2, 1000, 3))
@@ -37,6 +37,8 @@ def measure(quick: bool) -> Iterator[Row]:
         yield from rows_of_echo(case, sync_s)
         if (sites, size_mb, rounds) == CASES[0]:
             yield from rows_of_start(case)
+    _say("control beside 8 uploads of 100 MB")
+    yield from rows_of_uploads(uploads.measure(8, 100 * MB))
     _say(f"{IDLE_SITES} idle sites")
     yield from rows_of_idle(idle.measure(IDLE_SITES, WATCH_S))
 

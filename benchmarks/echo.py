@@ -64,7 +64,7 @@ def measure(sites: int, size: int, rounds: int) -> Echo:
                 "console": _timed(lambda: federation.console("bye")),
             }
             federation.start(*names[1:])
-            _write_job(federation, sites, size, rounds)
+            write_job(federation, sites, size, rounds)
             with Watch(federation, ("server", names[0])) as watch:
                 done = federation.console("submit_job echo --wait")
             if done.returncode:
@@ -126,7 +126,7 @@ def _anonymous(pid: int) -> int:
     return 0
 
 
-def _write_job(federation: Federation, sites: int, size: int, rounds: int) -> None:
+def write_job(federation: Federation, sites: int, size: int, rounds: int) -> None:
     job = federation.kit(ADMIN) / "transfer" / "echo"
     shutil.copytree(ECHO, job, ignore=shutil.ignore_patterns("__pycache__"))
     spec = yaml.safe_load((job / "job.yml").read_text())

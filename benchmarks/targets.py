@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from benchmarks.echo import Echo
 from benchmarks.idle import Idle
+from benchmarks.uploads import Uploads
 
 MB = 1_000_000
 SYNCS = 9
@@ -93,6 +94,15 @@ def rows_of_start(echo: Echo) -> Iterator[Row]:
     """Hold the starts of an echo case against the targets."""
     for name, taken in echo.start_s.items():
         yield Row(f"start of {name}", "≤ 1.5 s", taken, "s", None, taken <= 1.5, {})
+
+
+def rows_of_uploads(uploads: Uploads) -> Iterator[Row]:
+    """Hold the longest waits beside uploads against the target."""
+    details: dict[str, object] = asdict(uploads)
+    case = f"beside {uploads.sites} uploads of {uploads.size / MB:g} MB"
+    for what, taken in (("heartbeat", uploads.heartbeat_s), ("command", uploads.command_s)):
+        met = taken <= 0.1
+        yield Row(f"longest {what} {case}", "≤ 100 ms", taken * 1000, "ms", None, met, details)
 
 
 def rows_of_idle(idle: Idle) -> Iterator[Row]:

@@ -1,7 +1,9 @@
 """mTLS channels and servers: credentials, and every transport option in one place.
 
-The options were measured as a block on streams of 1 MiB chunks (docs/performance.md); both ends
-set them. Keepalive notices a frozen peer in seconds; the server permits exactly these pings.
+Both ends set the same options; docs/performance.md, «Transport options», tells what each of them
+bought. Keepalive notices a frozen peer in seconds; the server permits exactly these pings. How much
+is read at once is left to gRPC, which follows the traffic: a fixed large read costs each idle
+connection that much memory.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,9 @@ CHUNK_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 4 << 20
 """gRPC's own default for one message, kept on purpose: big data goes through blob streams."""
 
+LOOKAHEAD_BYTES = 8 << 20
+"""How far a sender may run ahead of the reader of one stream."""
+
 TOKEN_KEY = "flp-token"  # noqa: S105 - the name of a metadata key
 
 Options = list[tuple[str, int | str]]
@@ -23,11 +28,9 @@ _COMMON: Options = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
-    ("grpc.experimental.tcp_read_chunk_size", 1 << 20),
-    ("grpc.experimental.tcp_min_read_chunk_size", 256 << 10),
     ("grpc.experimental.tcp_max_read_chunk_size", 4 << 20),
     ("grpc.http2.max_frame_size", 16777215),
-    ("grpc.http2.lookahead_bytes", 64 << 20),
+    ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.write_buffer_size", 8 << 20),
     ("grpc.optimization_target", "throughput"),

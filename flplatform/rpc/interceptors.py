@@ -44,7 +44,10 @@ log = logging.getLogger(__name__)
 
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 MAX_CALLS = 32
-"""Calls in flight per certificate, transfers included."""
+"""Calls in flight per certificate, transfers not included."""
+
+MAX_TRANSFERS = 8
+"""Transfers in flight per certificate, those that wait for a slot included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Guard(aio.ServerInterceptor):
         rules: full method name → rule; a method that is missing is refused.
         refused: told about every refusal, for the audit.
         took: told how long each call took: (`rpc`, its method and outcome, seconds).
+        max_calls: most calls in flight per certificate, transfers not included.
     """
 
     def __init__(
@@ -97,13 +101,15 @@ class Guard(aio.ServerInterceptor):
         rules: Mapping[str, Rule],
         refused: Callable[[str, str, str, FLError], None],
         took: Callable[[str, str, float], None] = lambda *_: None,
+        max_calls: int = MAX_CALLS,
     ) -> None:
+        self._max_calls = max_calls
         self._took = took
         self._identify = identify
         self._check_token = check_token
         self._rules = rules
         self._refused = refused
-        self._calls: Counter[str] = Counter()
+        self._calls: Counter[tuple[str, bool]] = Counter()
 
     async def intercept_service(
         self,
@@ -121,7 +127,7 @@ class Guard(aio.ServerInterceptor):
         if handler.response_streaming:
             writes = inspect.iscoroutinefunction(handler.unary_stream)  # by context.write
             return grpc.unary_stream_rpc_method_handler(
-                self._single(method, admit, handler.unary_stream)
+                self._single(method, admit, handler.unary_stream, writing=True)
                 if writes
                 else self._streaming(method, admit, handler.unary_stream),
                 handler.request_deserializer,
@@ -169,17 +175,21 @@ class Guard(aio.ServerInterceptor):
 
         return admit
 
-    def _enter(self, presented: Caller) -> contextvars.Token[Caller]:
-        key = presented.identity.fingerprint
-        if self._calls[key] >= MAX_CALLS:
+    def _enter(self, presented: Caller, transfer: bool) -> None:
+        key = (presented.identity.fingerprint, transfer)
+        most = MAX_TRANSFERS if transfer else self._max_calls
+        if self._calls[key] >= most:
             raise ResourceExhaustedError(
-                f"{presented.identity.name} has {MAX_CALLS} calls in flight", rule="max_calls"
+                f"{presented.identity.name} has {most} {'transfers' if transfer else 'calls'} "
+                "in flight",
+                rule="max_transfers" if transfer else "max_calls",
+                hint="try again when one of them has ended",
             )
         self._calls[key] += 1
-        return _CALLER.set(presented)
+        _CALLER.set(presented)
 
-    def _leave(self, presented: Caller) -> None:
-        key = presented.identity.fingerprint
+    def _leave(self, presented: Caller, transfer: bool) -> None:
+        key = (presented.identity.fingerprint, transfer)
         self._calls[key] -= 1
         if not self._calls[key]:
             del self._calls[key]
@@ -217,27 +227,30 @@ class Guard(aio.ServerInterceptor):
         admit: Callable[[Any], Caller],
         behaviour: Callable[..., Awaitable[Any]],
         streaming: bool = False,
+        writing: bool = False,
     ) -> Callable[..., Awaitable[Any]]:
-        async def checked(request: Any, context: Any) -> Any:
-            presented = admit(context)
-            if streaming:
-                request = _Checked(request, partial(self._recheck, method, presented, context))
-            self._enter(presented)
-            try:
-                reply = await behaviour(request, context)
-            finally:
-                self._leave(presented)
-            self._recheck(method, presented, context)  # a call may have waited for long
-            return reply
-
         async def call(request: Any, context: Any) -> Any:
+            entered: Caller | None = None
             try:
                 with self._timed(method):
-                    return await checked(request, context)
+                    presented = admit(context)
+                    self._enter(presented, streaming or writing)
+                    entered = presented
+                    recheck = partial(self._recheck, method, presented, context)
+                    reply = await behaviour(
+                        _Checked(request, recheck) if streaming else request,
+                        _CheckedWrites(context, recheck) if writing else context,
+                    )
+                    recheck()  # a call may have waited for long
+                    return reply
             except (asyncio.CancelledError, aio.AbortError):
                 raise
             except Exception as error:  # noqa: BLE001 - the one place that turns errors to statuses
                 await abort(context, _public(method, error))
+            finally:
+                # Not before: what a peer does not read is held until its connection ends.
+                if entered is not None:
+                    self._leave(entered, streaming or writing)
 
         return call
 
@@ -251,14 +264,14 @@ class Guard(aio.ServerInterceptor):
             try:
                 with self._timed(method):
                     presented = admit(context)
-                    self._enter(presented)
+                    self._enter(presented, True)
                     try:
                         async with aclosing(behaviour(request, context)) as items:
                             async for item in items:
                                 self._recheck(method, presented, context)
                                 yield item
                     finally:
-                        self._leave(presented)
+                        self._leave(presented, True)
             except (asyncio.CancelledError, aio.AbortError, GeneratorExit):
                 raise
             except Exception as error:  # noqa: BLE001 - as above
@@ -281,6 +294,21 @@ class _Checked:
         message = await anext(self._messages)
         self._check()
         return message
+
+
+class _CheckedWrites:
+    """A context that runs a check for each message before it is sent."""
+
+    def __init__(self, context: Any, check: Callable[[], None]) -> None:
+        self._context = context
+        self._check = check
+
+    async def write(self, message: Any) -> None:
+        self._check()
+        await self._context.write(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
 
 
 def _certificate(context: Any) -> bytes:

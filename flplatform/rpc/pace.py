@@ -62,8 +62,8 @@ class Pace:
             limits = self._limits
             moved = limits.due_bytes - self._due
             raise DeadlineExceededError(
-                f"{moved:.0f} bytes moved in {limits.window_s:g} s; at least "
-                f"{limits.min_bytes_s:g} bytes/s are due",
+                f"only {moved:.0f} bytes moved in {limits.window_s:g} s, "
+                f"{limits.due_bytes:.0f} were due",
                 rule="progress",
                 hint="what came is kept: the transfer goes on from there when it is tried again",
             ) from None
@@ -110,8 +110,7 @@ class Slots:
                     await held.enter_async_context(self._all)
             except TimeoutError:
                 raise ResourceExhaustedError(
-                    f"no transfer slot of {name} and of the server came free in "
-                    f"{self._wait_s:g} s",
+                    f"no transfer slot of {name} and of the server came free in {self._wait_s:g} s",
                     rule="transfer_slots",
                     hint="other transfers are at work; try again",
                 ) from None

@@ -9,9 +9,21 @@ from flplatform.rpc.channel import server_credentials, server_options
 from flplatform.rpc.interceptors import Guard
 
 
-def make_server(guard: Guard, max_connection_age_s: float) -> aio.Server:
-    """Return a server on which every call passes `guard`."""
-    return aio.server(interceptors=[guard], options=server_options(max_connection_age_s))
+def make_server(
+    guard: Guard, max_connection_age_s: float, max_calls: int | None = None
+) -> aio.Server:
+    """Return a server on which every call passes `guard`.
+
+    Args:
+        guard: admits or refuses each call.
+        max_connection_age_s: older connections are asked to reconnect.
+        max_calls: calls in flight of all callers together; more are refused unseen.
+    """
+    return aio.server(
+        interceptors=[guard],
+        options=server_options(max_connection_age_s),
+        maximum_concurrent_rpcs=max_calls,
+    )
 
 
 async def serve(

@@ -2,14 +2,17 @@
 
 A cancelled upload looks like a clean end of stream to the receiver, so nothing counts before the
 commit message, and completeness is declared length and digest. All file I/O and hashing runs in
-worker threads; the next chunk is on its way while the last one is being written.
+worker threads; the next chunks are on their way while the last ones are being written. Who moves
+too little is cut off, in both directions (`rpc.pace`).
 """
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from concurrent.futures import Executor, Future
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,17 +23,17 @@ from grpc import aio
 
 from flplatform.core.errors import (
     DataLossError,
-    DeadlineExceededError,
     FLError,
     InvalidArgumentError,
     UnavailableError,
 )
 from flplatform.core.messages import ModelRef
-from flplatform.core.model import MAX_MODEL_BYTES, Manifest, check_digest
+from flplatform.core.model import MAX_MODEL_BYTES, Manifest, PartOf, check_digest
 from flplatform.core.ports import BlobStore, BlobWriter
 from flplatform.rpc.channel import CHUNK_BYTES, TOKEN_KEY
 from flplatform.rpc.errors import from_rpc, has_error
 from flplatform.rpc.interceptors import Caller, caller
+from flplatform.rpc.pace import Pace, PaceLimits, Slots
 from flplatform.rpc.v1 import federated_pb2 as pb
 
 UPLOAD = "/flplatform.v1.Blobs/Upload"
@@ -38,35 +41,31 @@ DOWNLOAD = "/flplatform.v1.Blobs/Download"
 OFFSET_KEY = "flp-offset"
 """Key of an upload's initial metadata: how many bytes the server has already."""
 
-STALL_S = 60.0
-"""A stream that brings nothing for so long is ended; what came stays and can be resumed."""
+WAITING_CHUNKS = 4
+"""Chunks of one upload that may wait for those before them to be written."""
+
+WORKERS = ThreadPoolExecutor(4, thread_name_prefix="transfer")
+"""Reads, writes and hashes for senders and fetchers."""
+
+ANSWER_S = 900.0
+"""A server may queue, check or sync for so long before it answers a sender or a fetcher."""
+
+PEER = PaceLimits(min_bytes_s=0.0, window_s=60.0)
+"""What a sender or fetcher expects of a server: anything at all within so long."""
 
 BROKEN_WRITE = "Internal error from Core"
 """What grpc says of a write into a connection that has broken."""
 
 T = TypeVar("T")
 
-Admit = Callable[[Caller, str, ModelRef], Manifest | None]
+Admit = Callable[[Caller, str, ModelRef], Manifest | PartOf | None]
 """(caller, transfer id, blob) → the tensors it must hold, or None; raises to refuse."""
+
+Committed = Callable[[Caller, str, ModelRef], Awaitable[None]]
+"""(caller, transfer id, blob) → None once that is taken in; raises to refuse it after all."""
 
 Release = Callable[[Caller, str], None]
 """(caller, digest) → None; raises to refuse a download."""
-
-
-class Slots:
-    """Transfers at work, per caller and in all; the others wait here, not on the disk."""
-
-    def __init__(self, per_caller: int, in_all: int) -> None:
-        self._per_caller = per_caller
-        self._all = asyncio.Semaphore(in_all)
-        self._callers: dict[str, asyncio.Semaphore] = {}
-
-    @contextlib.asynccontextmanager
-    async def take(self, name: str) -> AsyncIterator[None]:
-        """Hold one slot of `name` and one of all."""
-        mine = self._callers.setdefault(name, asyncio.Semaphore(self._per_caller))
-        async with mine, self._all:
-            yield
 
 
 class BlobService:
@@ -78,7 +77,9 @@ class BlobService:
         release: decides about a download.
         slots: bound the transfers at work.
         workers: threads for file I/O and digests.
-        committed: told of each upload that is whole and, if it had to be, a model as admitted.
+        pace: what a caller owes to a stream.
+        committed: told of each upload that is whole and, if it had to be, a model as admitted;
+            the sender is answered after that.
         refused: told of each upload that is refused: (caller, transfer id, error).
         moved: told of bytes: (`received_bytes` or `sent_bytes`, whose, how many).
     """
@@ -90,10 +91,12 @@ class BlobService:
         release: Release,
         slots: Slots,
         workers: Executor,
-        committed: Callable[[Caller, str, ModelRef], None] = lambda *_: None,
+        committed: Committed | None = None,
         refused: Callable[[Caller, str, FLError], None] = lambda *_: None,
         moved: Callable[[str, str, int], None] = lambda *_: None,
+        pace: PaceLimits = PaceLimits(),  # noqa: B008 - frozen
     ) -> None:
+        self._pace = pace
         self._moved = moved
         self._blobs = blobs
         self._admit = admit
@@ -126,13 +129,15 @@ class BlobService:
 
     async def upload(self, stream: AsyncIterator[bytes], context: Any) -> bytes:
         """Receive one blob; tell at once from where on, and at the end whether it is whole."""
-        header = _parse(pb.UploadHeader, await _next(stream))
+        pace = Pace(self._pace)
+        header = _parse(pb.UploadHeader, await _next(stream, pace))
         blob = _blob(header.blob)
         if not 0 < len(header.transfer_id) <= 300:
             raise InvalidArgumentError("must have 1 to 300 characters", field="transfer_id")
         try:
-            manifest = self._admit(caller(), header.transfer_id, blob)
+            self._admit(caller(), header.transfer_id, blob)  # a refusal need not wait
             async with self._slots.take(caller().identity.name):
+                manifest = self._admit(caller(), header.transfer_id, blob)
                 writer: BlobWriter = await self._open(
                     lambda writer: writer.suspend(),
                     self._blobs.receive,
@@ -140,58 +145,55 @@ class BlobService:
                     blob,
                     manifest,
                 )
-                committed = await self._receive(stream, context, blob, writer)
+                committed = await self._receive(stream, context, blob, writer, pace)
+            if committed and self._committed is not None:
+                await self._committed(caller(), header.transfer_id, blob)
         except FLError as error:
             self._refused(caller(), header.transfer_id, error)
             raise
-        if committed:
-            self._committed(caller(), header.transfer_id, blob)
         return pb.UploadReply(committed=committed).SerializeToString()
 
     async def _receive(
-        self, stream: AsyncIterator[bytes], context: Any, blob: ModelRef, writer: BlobWriter
+        self,
+        stream: AsyncIterator[bytes],
+        context: Any,
+        blob: ModelRef,
+        writer: BlobWriter,
+        pace: Pace,
     ) -> bool:
         """Feed a writer from a stream; return whether the blob is whole."""
         received = writer.offset
-        work: Future[None] | None = None
+        behind = _Behind(self._workers, writer)
         try:
             await context.send_initial_metadata(((OFFSET_KEY, str(received)),))
             while received < blob.size:
-                chunk = await _next(stream, optional=True)
-                if work is not None:
-                    await asyncio.wrap_future(work)
+                chunk = await _next(stream, pace, optional=True)
                 if chunk is None:
                     break
                 received += len(chunk)
+                pace.moved(len(chunk))
                 self._moved("received_bytes", caller().identity.name, len(chunk))
-                work = self._workers.submit(writer.write, chunk)
-            if work is not None:
-                await asyncio.wrap_future(work)
-            commit = await _next(stream, optional=True)
+                await behind.write(chunk)
+            await behind.drain()
+            commit = await _next(stream, pace, optional=True)
             if commit is not None and _blob(_parse(pb.UploadCommit, commit).blob) != blob:
                 raise InvalidArgumentError("the commit names another blob", field="blob")
             # If the sender died there is no commit: what came can be resumed.
             whole = commit is not None
-            work = self._workers.submit(writer.commit if whole else writer.suspend)
-            await asyncio.wrap_future(work)
+            await behind.finish(writer.commit if whole else writer.suspend)
         except BaseException as error:
             refused = isinstance(error, InvalidArgumentError)
-            finish = writer.discard if refused else writer.suspend
-            # The writer belongs to one thread at a time: after the work in flight, not beside it.
-            if work is None or work.done():
-                self._workers.submit(finish)
-            else:
-                work.add_done_callback(lambda _: finish())
+            behind.give_up(writer.discard if refused else writer.suspend)
             raise
         return whole
 
-    async def download(self, request: bytes, _context: Any) -> AsyncGenerator[bytes, None]:
+    async def download(self, request: bytes, context: Any) -> None:
         """Send one blob from an offset on."""
         wanted = _parse(pb.DownloadRequest, request)
         check_digest(wanted.digest)
         self._release(caller(), wanted.digest)
-        path = self._blobs.path(wanted.digest)
         async with self._slots.take(caller().identity.name):
+            path = self._blobs.path(wanted.digest)
             handle = await self._open(os.close, os.open, path, os.O_RDONLY)
             ahead: Future[bytes] | None = None
             try:
@@ -201,6 +203,7 @@ class BlobService:
                         f"{wanted.offset} lies beyond the blob's {size} bytes", field="offset"
                     )
                 offset = wanted.offset
+                pace = Pace(self._pace)
                 ahead = self._workers.submit(os.pread, handle, CHUNK_BYTES, offset)
                 while offset < size:
                     chunk = await asyncio.wrap_future(ahead)
@@ -208,8 +211,9 @@ class BlobService:
                         raise DataLossError(f"{wanted.digest} ends at byte {offset} of {size}")
                     offset += len(chunk)
                     ahead = self._workers.submit(os.pread, handle, CHUNK_BYTES, offset)
+                    await pace.wait(context.write(chunk))
+                    pace.moved(len(chunk))
                     self._moved("sent_bytes", caller().identity.name, len(chunk))
-                    yield chunk
             finally:
                 if ahead is None or ahead.done():
                     os.close(handle)
@@ -217,21 +221,85 @@ class BlobService:
                     ahead.add_done_callback(lambda _: os.close(handle))
 
 
+class _Behind:
+    """Writes what has come behind the stream's back, in order, without a thread hop per chunk.
+
+    A writer belongs to one thread at a time: whatever is next is done after the work in flight,
+    never beside it.
+    """
+
+    def __init__(self, workers: Executor, writer: BlobWriter) -> None:
+        self._workers = workers
+        self._writer = writer
+        self._lock = threading.Lock()
+        self._chunks: deque[bytes] = deque()
+        self._writing = False
+        self.work: Future[None] | None = None
+
+    async def write(self, chunk: bytes) -> None:
+        """Write a chunk soon; wait while too many are not written yet.
+
+        Raises:
+            InvalidArgumentError: the chunk is empty.
+            FLError: an earlier chunk was refused.
+        """
+        if not chunk:
+            raise InvalidArgumentError("is empty", field="chunk")
+        if len(self._chunks) >= WAITING_CHUNKS:
+            await self.drain()
+        with self._lock:
+            begin = not self._writing
+            if begin and self.work is not None:
+                self.work.result()
+            self._chunks.append(chunk)
+            self._writing = True
+        if begin:
+            self.work = self._workers.submit(self._write)
+
+    async def drain(self) -> None:
+        """Wait until everything is written."""
+        if self.work is not None:
+            await asyncio.wrap_future(self.work)
+
+    async def finish(self, end: Callable[[], None]) -> None:
+        """Let the writer end, and wait for it."""
+        self.work = self._workers.submit(end)
+        await self.drain()
+
+    def give_up(self, end: Callable[[], None]) -> None:
+        """Let the writer end as soon as nothing is at work on it; nobody waits for it."""
+        if self.work is None or self.work.done():
+            self._workers.submit(end)
+        else:
+            self.work.add_done_callback(lambda _: end())
+
+    def _write(self) -> None:
+        try:
+            while True:
+                with self._lock:
+                    if not self._chunks:
+                        self._writing = False
+                        return
+                    chunk = self._chunks.popleft()
+                self._writer.write(chunk)
+        except BaseException:
+            with self._lock:
+                self._writing = False
+            raise
+
+
 def _close_opened(close: Callable[[T], object], opening: "Future[T]") -> None:
     if not opening.cancelled() and opening.exception() is None:
         close(opening.result())
 
 
-async def _next(stream: AsyncIterator[bytes], optional: bool = False) -> bytes | None:
+async def _next(stream: AsyncIterator[bytes], pace: Pace, optional: bool = False) -> bytes | None:
     try:
-        async with asyncio.timeout(STALL_S):
-            return await anext(stream)
+        return await pace.wait(anext(stream))
     except StopAsyncIteration:
         if optional:
             return None
         raise InvalidArgumentError("the stream is empty", field="header") from None
-    except TimeoutError:
-        raise DeadlineExceededError(f"nothing came for {STALL_S:g} s", rule="stall") from None
 
 
 def _parse(kind: Any, data: bytes | None) -> Any:
@@ -279,12 +347,12 @@ async def send_blob(
         with contextlib.suppress(asyncio.InvalidStateError, aio.AioRpcError):  # the reply says why
             header = pb.UploadHeader(transfer_id=transfer_id, blob=named)
             await call.write(header.SerializeToString())
-            told = dict(await call.initial_metadata() or ())
+            told = dict(await _answer(call.initial_metadata()) or ())
             if OFFSET_KEY in told:
                 await _send_from(call, handle, _offset(told, blob.size), blob.size, progress)
                 await call.write(pb.UploadCommit(blob=named).SerializeToString())
                 await call.done_writing()
-        reply = pb.UploadReply.FromString(await call)
+        reply = pb.UploadReply.FromString(await _answer(call))
     except aio.AioRpcError as error:
         # A write that fails puts a status of its own over the one that the server has sent.
         said = next((each for each in answers if has_error(each)), None)
@@ -308,13 +376,29 @@ def _offset(told: Mapping[str, Any], size: int) -> int:
 async def _send_from(
     call: Any, handle: int, offset: int, size: int, progress: Callable[[int], None]
 ) -> None:
-    while offset < size:
-        chunk = await asyncio.to_thread(os.pread, handle, CHUNK_BYTES, offset)
-        if not chunk:
-            raise DataLossError(f"the file ends at byte {offset} of {size}")
-        await call.write(chunk)
-        offset += len(chunk)
-        progress(offset)
+    pace = Pace(PEER)
+    ahead = WORKERS.submit(os.pread, handle, CHUNK_BYTES, offset)
+    try:
+        while offset < size:
+            chunk = await asyncio.wrap_future(ahead)
+            if not chunk:
+                raise DataLossError(f"the file ends at byte {offset} of {size}")
+            offset += len(chunk)
+            ahead = WORKERS.submit(os.pread, handle, CHUNK_BYTES, offset)
+            await pace.wait(call.write(chunk))
+            pace.moved(len(chunk))
+            progress(offset)
+    finally:
+        if not ahead.cancel():  # the file is closed next
+            await asyncio.shield(asyncio.wait([asyncio.wrap_future(ahead)]))
+
+
+async def _answer(peer: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await peer
+    except TimeoutError:
+        raise UnavailableError(f"the server has not answered within {ANSWER_S:g} s") from None
 
 
 def _status_now(call: Any) -> aio.AioRpcError:
@@ -352,39 +436,42 @@ async def fetch_blob(
     """
     if blobs.has(blob.digest):
         return blobs.path(blob.digest)
-    opening = asyncio.ensure_future(
-        asyncio.to_thread(blobs.receive, f"download {blob.digest}", blob, None)
-    )
+    opening = WORKERS.submit(blobs.receive, f"download {blob.digest}", blob, None)
+    behind: _Behind | None = None
     # From here on whatever is at work in a thread is waited for before the writer is let go.
-    work: asyncio.Future[Any] = opening
     try:
-        writer = await asyncio.shield(opening)
+        writer = await asyncio.shield(asyncio.wrap_future(opening))
+        behind = _Behind(WORKERS, writer)
         received = writer.offset
         request = pb.DownloadRequest(digest=blob.digest, offset=received)
         stream: Any = channel.unary_stream(DOWNLOAD)
         call = stream(request.SerializeToString(), metadata=((TOKEN_KEY, token),))
+        pace = Pace(PEER)
         try:
-            async for chunk in call:
-                work = asyncio.ensure_future(asyncio.to_thread(writer.write, chunk))
-                await asyncio.shield(work)
+            chunks = aiter(call)
+            chunk = await _answer(anext(chunks, None))
+            while chunk is not None:
+                await behind.write(chunk)
                 received += len(chunk)
+                pace.moved(len(chunk))
                 progress(received)
+                chunk = await pace.wait(anext(chunks, None))
+            await behind.drain()
         finally:
             call.cancel()
         if received != blob.size:
             raise UnavailableError(f"the download stopped at byte {received} of {blob.size}")
-        work = asyncio.ensure_future(asyncio.to_thread(writer.commit))
-        await asyncio.shield(work)
+        await behind.finish(writer.commit)
     except BaseException as error:
-        await asyncio.shield(asyncio.ensure_future(_suspend(opening, work)))
+        await asyncio.shield(asyncio.ensure_future(_let_go(opening, behind)))
         if isinstance(error, aio.AioRpcError):
             raise from_rpc(error) from None
         raise
     return blobs.path(blob.digest)
 
 
-async def _suspend(opening: "asyncio.Future[BlobWriter]", work: "asyncio.Future[Any]") -> None:
-    """Let go of a writer once nothing is at work on it."""
-    await asyncio.wait([opening, work])
+async def _let_go(opening: "Future[BlobWriter]", behind: _Behind | None) -> None:
+    """Suspend a writer once nothing is at work on it."""
+    await asyncio.wait([asyncio.wrap_future(behind.work if behind and behind.work else opening)])
     if not opening.cancelled() and opening.exception() is None:
-        await asyncio.to_thread(opening.result().suspend)
+        await asyncio.wrap_future(WORKERS.submit(opening.result().suspend))

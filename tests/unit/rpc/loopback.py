@@ -13,7 +13,7 @@ from grpc import aio
 
 from flplatform.core.errors import FLError, UnauthenticatedError
 from flplatform.rpc.channel import TOKEN_KEY, open_channel, server_credentials, server_options
-from flplatform.rpc.interceptors import Caller, Guard, Rule
+from flplatform.rpc.interceptors import MAX_CALLS, Caller, Guard, Rule
 from flplatform.security.identity import Identity, TrustStore, identity_of
 from flplatform.security.kit import Kit
 from tests.support.federation import Federation
@@ -54,13 +54,23 @@ class Port:
         if self.tokens.get(caller.token) != caller.identity.fingerprint:
             raise UnauthenticatedError("the token is not valid", rule="token")
 
-    def guard(self, rules: Mapping[str, Rule]) -> Guard:
+    def guard(self, rules: Mapping[str, Rule], max_calls: int = MAX_CALLS) -> Guard:
         def refused(method: str, name: str, _peer: str, error: FLError) -> None:
             self.refusals.append((method, name, error))
 
-        return Guard(
-            self.identify, self.check_token, rules, refused, lambda *call: self.took.append(call)
+        self._guard = Guard(
+            self.identify,
+            self.check_token,
+            rules,
+            refused,
+            lambda *call: self.took.append(call),
+            max_calls,
         )
+        return self._guard
+
+    def calls(self) -> int:
+        """Return how many calls are in flight."""
+        return self._guard._calls.total()
 
     def channel(self, kit: Kit, passphrase: str | None = None) -> aio.Channel:
         """Open a channel with a kit's certificate."""
@@ -79,23 +89,27 @@ async def serving(
     rules: Mapping[str, Rule] | None = None,
     more: Callable[[aio.Server], Any] = lambda _: None,
     roots: bytes = b"",
+    max_calls: int = MAX_CALLS,
+    number: int = 0,
 ) -> AsyncIterator[Port]:
     """Serve `handlers` as methods of SERVICE; without `rules` each needs a token.
 
     Args:
         more: adds further services.
         roots: trusted for clients instead of the federation's site issuer.
+        max_calls: control calls in flight per certificate.
+        number: of the port; 0 takes any.
     """
     kit = federation.open("server")
     port = Port(kit, kit.trust)
     port.tokens[TOKEN] = federation.open("site-1").identity.fingerprint
     if rules is None:
         rules = {f"/{SERVICE}/{name}": Rule() for name in handlers}
-    server = aio.server(interceptors=[port.guard(rules)], options=server_options(3600))
+    server = aio.server(interceptors=[port.guard(rules, max_calls)], options=server_options(3600))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     more(server)
     credentials = server_credentials(kit.key_pem(), kit.chain, roots or kit.trust.tls_roots("site"))
-    port.number = server.add_secure_port("127.0.0.1:0", credentials)
+    port.number = server.add_secure_port(f"127.0.0.1:{number}", credentials)
     await server.start()
     try:
         async with asyncio.timeout(DEADLINE_S):

@@ -19,7 +19,6 @@ from flplatform.core.errors import (
     ResourceExhaustedError,
     UnauthenticatedError,
 )
-from flplatform.rpc import interceptors
 from flplatform.rpc.errors import from_rpc
 from flplatform.rpc.interceptors import MAX_CALLS, Rule, caller
 from tests.support.federation import Federation, provision
@@ -280,7 +279,6 @@ def test_health_needs_a_site_certificate_and_no_token(federation: Federation) ->
 def test_calls_in_flight_are_limited_per_certificate(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interceptors, "MAX_CALLS", 3)
     assert MAX_CALLS > 8
     go_on, inside = asyncio.Event(), asyncio.Semaphore(0)
 
@@ -292,7 +290,7 @@ def test_calls_in_flight_are_limited_per_certificate(
     handlers = {**HANDLERS, "Wait": grpc.unary_unary_rpc_method_handler(wait)}
 
     async def scene() -> None:
-        async with serving(federation, handlers) as port:
+        async with serving(federation, handlers, max_calls=3) as port:
             port.tokens["2"] = federation.open("site-2").identity.fingerprint
             one, two = federation.open("site-1"), federation.open("site-2")
             async with port.channel(one) as first, port.channel(two) as second:

@@ -3,7 +3,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from flplatform.core.errors import (
     ModelFormatError,
     NotFoundError,
     PermissionDeniedError,
+    ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -29,15 +30,15 @@ from flplatform.core.model import Array, Manifest
 from flplatform.core.ports import BlobWriter
 from flplatform.files.digest import digest_of
 from flplatform.rpc import streams
-from flplatform.rpc.channel import CHUNK_BYTES
+from flplatform.rpc.channel import CHUNK_BYTES, LOOKAHEAD_BYTES
 from flplatform.rpc.errors import from_rpc
-from flplatform.rpc.interceptors import Caller, Rule
+from flplatform.rpc.interceptors import MAX_TRANSFERS, Caller, Rule
+from flplatform.rpc.pace import PaceLimits, Slots
 from flplatform.rpc.streams import (
     DOWNLOAD,
     OFFSET_KEY,
     UPLOAD,
     BlobService,
-    Slots,
     fetch_blob,
     send_blob,
 )
@@ -123,7 +124,7 @@ class Scene:
         if self.refuse:
             raise self.refuse
 
-    def note(self, _caller: Caller, transfer_id: str, blob: ModelRef) -> None:
+    async def note(self, _caller: Caller, transfer_id: str, blob: ModelRef) -> None:
         self.committed.append((transfer_id, blob.digest))
 
     async def send(self, data: bytes, transfer_id: str = "t", **more: Any) -> ModelRef:
@@ -183,7 +184,11 @@ def stores(made_stores: Stores) -> Stores:
 
 @asynccontextmanager
 async def streaming(
-    federation: Federation, folder: Path, stores: Stores, per_caller: int = 2
+    federation: Federation,
+    folder: Path,
+    stores: Stores,
+    per_caller: int = 2,
+    pace: PaceLimits = PaceLimits(),  # noqa: B008 - frozen
 ) -> AsyncIterator[Scene]:
     slots = Slots(per_caller, 4)
     scene = Scene.__new__(Scene)
@@ -197,6 +202,7 @@ async def streaming(
             workers,
             lambda *args: scene.note(*args),
             moved=lambda *args: scene.moved.append(args),
+            pace=pace,
         )
 
         def add(server: aio.Server) -> None:
@@ -865,10 +871,7 @@ def test_a_reader_that_leaves_gives_its_slot_back(play: Any) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_a_sender_that_falls_silent_is_ended_and_may_resume(
-    play: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streams, "STALL_S", 0.05)
+def test_a_sender_that_falls_silent_is_ended_and_may_resume(play: Any) -> None:
     data = random_bytes(1000)
     blob = ref(data)
 
@@ -879,11 +882,176 @@ def test_a_sender_that_falls_silent_is_ended_and_may_resume(
         with pytest.raises(aio.AioRpcError) as caught:
             await call
         error = from_rpc(caught.value)
-        assert (type(error), error.rule) == (DeadlineExceededError, "stall")
+        assert (type(error), error.rule) == (DeadlineExceededError, "progress")
         await it.settled()
         assert it.store.parts() == [400]
         await it.send(data)
         assert it.store.begun[-1] == ("t", 400)
+
+    play(scene, pace=PaceLimits(window_s=0.05))
+
+
+def test_a_sender_that_trickles_is_ended_and_may_resume(play: Any) -> None:
+    data = random_bytes(10_000)
+    blob = ref(data)
+
+    async def scene(it: Scene) -> None:
+        call = it.upload()
+        await call.write(header(blob))
+        sent = 0
+        with suppress(asyncio.InvalidStateError, aio.AioRpcError):
+            while True:  # never silent for long
+                await call.write(data[sent : sent + 1])
+                sent += 1
+                await asyncio.sleep(0.005)
+        # A write that fails covers the reason; the server's own count has it.
+        with suppress(aio.AioRpcError):
+            await call
+        outcomes = [what for _, what, _ in it.port.took]
+        assert outcomes == [f"Upload {DeadlineExceededError.code}"]
+        await it.idle()
+        (part,) = it.store.parts()
+        assert 1 < part <= sent
+        await it.send(data)
+        assert it.store.begun[-1] == ("t", part)
+
+    play(scene, pace=PaceLimits(min_bytes_s=20_000_000, window_s=0.2))
+
+
+def test_a_reader_that_never_reads_is_ended_and_gives_its_slot_back(play: Any) -> None:
+    data = bytes(4 * LOOKAHEAD_BYTES)
+
+    async def scene(it: Scene) -> None:
+        blob = await it.send(data)
+        it.moved.clear()
+        request = pb.DownloadRequest(digest=blob.digest).SerializeToString()
+        call = it.channel.unary_stream(DOWNLOAD)(request, metadata=metadata())
+        while not it.moved:
+            await asyncio.sleep(0.001)
+        await it.idle()
+        assert sum(count for _, _, count in it.moved) < len(data)
+        with pytest.raises(aio.AioRpcError) as caught:  # what is under way comes, then the reason
+            async for _ in call:
+                pass
+        error = from_rpc(caught.value)
+        assert (type(error), error.rule) == (DeadlineExceededError, "progress")
+        assert await it.fetch(blob) == data
+
+    play(scene, per_caller=1, pace=PaceLimits(window_s=0.3))
+
+
+def test_who_waits_too_long_for_a_slot_is_told(play: Any) -> None:
+    data = [random_bytes(size) for size in (1000, 1001)]
+
+    async def scene(it: Scene) -> None:
+        it.slots._wait_s = 0.05
+        call = it.upload()
+        await call.write(header(ref(data[0]), "first"))
+        while not it.store.active:
+            await asyncio.sleep(0.001)
+        with pytest.raises(ResourceExhaustedError, match="no transfer slot of site-1") as caught:
+            await it.send(data[1])
+        assert caught.value.rule == "transfer_slots"
+        assert it.store.active == ["first"], "who waits holds no writer"
+        call.cancel()
+        await it.idle()
+        await it.send(data[1])
+
+    play(scene, per_caller=1)
+
+
+def test_what_is_not_admitted_any_more_when_its_turn_comes_is_refused(play: Any) -> None:
+    data = [random_bytes(size) for size in (1000, 1001)]
+
+    async def scene(it: Scene) -> None:
+        call = it.upload()
+        await call.write(header(ref(data[0]), "first"))
+        while not it.store.active:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(it.send(data[1], "second"))
+        while not it.slots._callers["site-1"]._waiters:
+            await asyncio.sleep(0.001)
+        it.refuse = FailedPreconditionError("the task is not open")
+        call.cancel()
+        with pytest.raises(FailedPreconditionError, match="not open"):
+            await second
+        assert [name for name, _ in it.store.begun] == ["first"]
+
+    play(scene, per_caller=1)
+
+
+def test_an_empty_chunk_is_refused(play: Any) -> None:
+    data = random_bytes(1000)
+
+    async def scene(it: Scene) -> None:
+        with pytest.raises(InvalidArgumentError, match="empty"):
+            await it.speak(header(ref(data)), data[:10], b"", data[10:])
+
+    play(scene)
+
+
+def test_a_server_that_falls_silent_is_left(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "ANSWER_S", 0.1)
+    data = random_bytes(1000)
+
+    async def scene(it: Scene) -> None:
+        blob = await it.send(data)
+        it.store.gate.clear()
+        with pytest.raises(UnavailableError, match="not answered within"):
+            await it.send(random_bytes(50))
+        it.store.gate.set()
+        await it.idle()
+        async with it.slots._all, it.slots._all, it.slots._all, it.slots._all:
+            with pytest.raises(UnavailableError, match="not answered within"):
+                await it.fetch(blob)
+        assert await it.fetch(blob) == data
+
+    play(scene)
+
+
+def test_revoking_stops_a_download_under_way(play: Any) -> None:
+    data = bytes(4 * LOOKAHEAD_BYTES)
+
+    async def scene(it: Scene) -> None:
+        blob = await it.send(data)
+        it.moved.clear()
+        request = pb.DownloadRequest(digest=blob.digest).SerializeToString()
+        call = it.channel.unary_stream(DOWNLOAD)(request, metadata=metadata())
+        got = 0
+
+        async def read() -> None:
+            nonlocal got
+            async for chunk in call:
+                got += len(chunk)
+
+        while not it.moved:
+            await asyncio.sleep(0.001)
+        it.port.now = it.federation.open("site-1").identity.not_after.replace(year=2999)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await read()
+        assert type(from_rpc(caught.value)) is UnauthenticatedError
+        assert got < len(data)
+
+    play(scene)
+
+
+def test_transfers_in_flight_are_limited_apart_from_calls(play: Any) -> None:
+    async def scene(it: Scene) -> None:
+        held = []
+        for number in range(MAX_TRANSFERS):
+            call = it.upload()
+            await call.write(header(ref(bytes([number, 1])), f"t{number}"))
+            held.append(call)
+        while it.port.calls() < MAX_TRANSFERS:
+            await asyncio.sleep(0.001)
+        with pytest.raises(ResourceExhaustedError, match="8 transfers in flight") as caught:
+            await it.send(random_bytes(100), "one more")
+        assert caught.value.rule == "max_transfers"
+        for call in held:
+            call.cancel()
+        while it.port.calls():
+            await asyncio.sleep(0.001)
+        await it.send(random_bytes(100), "one more")
 
     play(scene)
 

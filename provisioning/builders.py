@@ -210,6 +210,7 @@ _LOCAL: Mapping[Kind, Sequence[tuple[str, str]]] = {
     ),
     "admin": (("overrides.yml", "admin_overrides.yml"),),
 }
+_UNITS: Mapping[Kind, str] = {"server": "server.service", "site": "site.service"}
 _SCRIPTS: Mapping[Kind, Sequence[str]] = {
     "server": ("start.sh", "stop.sh"),
     "site": ("start.sh", "stop.sh"),
@@ -225,6 +226,15 @@ def scripts(plan: Plan) -> Files:
             for name in _SCRIPTS[KINDS[type(target)]]
         ]
         for target in plan.targets
+    }
+
+
+def units(plan: Plan) -> Files:
+    """What systemd starts, once the host's owner has filled in folder and account."""
+    return {
+        target.name: [KitFile(f"startup/flplatform-{unit}", _template(unit))]
+        for target in plan.targets
+        if (unit := _UNITS.get(KINDS[type(target)]))
     }
 
 
@@ -246,6 +256,7 @@ BUILDERS: tuple[Builder, ...] = (
     configurations,
     users,
     scripts,
+    units,
     local_files,
 )
 

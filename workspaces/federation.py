@@ -13,14 +13,20 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 HERE = Path(__file__).resolve().parent
-OUT = Path(os.environ.get("FLP_DEMO_FOLDER", HERE / "federation"))
+OUT = Path(os.environ.get("FLP_DEMO_FOLDER", HERE / "federation")).resolve()
 PROJECT = HERE / "heart" / "project.yml"
 KITS = OUT / "heart" / "kits"
 SITES = ("cleveland", "hungary", "switzerland", "va")
 ADMIN = "amy@coordinator.org"
+PROGRAMS = ("flplatform.entrypoints.server", "flplatform.entrypoints.client")
+STOP_S = 40.0
+KILL_S = 5.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +61,6 @@ def up(quiet: bool = False) -> int:
     if running():
         print("a federation is running; `make down` stops it", file=sys.stderr)
         return 1
-    down()  # sites without a server, perhaps
     shutil.rmtree(OUT, ignore_errors=True)
     say("provisioning a server, four hospitals and an admin")
     subprocess.run(
@@ -89,10 +94,23 @@ def up(quiet: bool = False) -> int:
     return 0
 
 
-def running() -> bool:
-    """Say whether the demo's server runs: it holds the lock on its pid file."""
-    path = KITS / "server" / "daemon.pid"
-    return path.exists() and bool(subprocess.run(["flock", "--nonblock", path, "true"]).returncode)
+def running() -> list[psutil.Process]:
+    """Return the demo's servers, sites and supervisors, whatever has become of their kits.
+
+    A kit that was removed or provisioned anew knows nothing of what was started from it before:
+    command lines do.
+    """
+    kits = f"{KITS}{os.sep}"
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or ()
+        is_program = any(word in PROGRAMS for word in words)
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(
+            word.startswith(kits) and (is_program or word.endswith("/startup/start.sh"))
+            for word in words
+        ):
+            found.append(process)
+    return found
 
 
 def start(names: Sequence[str]) -> None:
@@ -140,6 +158,9 @@ def console_command(*options: str) -> list[str]:
 
 def down() -> int:
     """Stop what `up` started: sites first, so that they can say goodbye."""
+    if not running():
+        say("nothing is running")
+        return 0
 
     def one(name: str) -> None:
         script = KITS / name / "startup" / "stop.sh"
@@ -149,7 +170,28 @@ def down() -> int:
     with ThreadPoolExecutor(len(SITES)) as pool:
         list(pool.map(one, SITES))
     one("server")
-    return 0
+    left = end(running())
+    for process in left:
+        print(f"process {process.pid} does not end", file=sys.stderr)
+    return 1 if left else 0
+
+
+def end(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """End processes that stop.sh has not found; return those that do not."""
+    if not processes:
+        return []
+    say(f"ending {len(processes)} processes whose kits were removed or made anew")
+    pids = {process.pid for process in processes}
+    for process in processes:
+        # A supervisor passes the signal on; a second one would cut the program short.
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() not in pids:
+                process.terminate()
+    _, left = psutil.wait_procs(processes, timeout=STOP_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return list(psutil.wait_procs(left, timeout=KILL_S)[1])
 
 
 def say(text: str) -> None:

@@ -14,6 +14,7 @@ from flplatform.admin.fed_admin_server import (
 )
 from flplatform.core.errors import ConfigError
 from flplatform.entrypoints.process import run
+from flplatform.files.durable import end_on_failed_sync
 from flplatform.security.kit import Kit
 from flplatform.server.server import FederatedServer
 
@@ -92,6 +93,7 @@ class ServerProcess:
 
 def main() -> None:
     """Run the server whose kit is named on the command line."""
+    end_on_failed_sync()
     sys.exit(run(ServerProcess, "server"))
 
 

@@ -5,36 +5,68 @@
 #   start.sh --background   detached, output in logs/console.log; returns once it serves (at most
 #                           FLP_READY_S seconds); stop.sh stops it
 #   start.sh --once         no supervision: becomes the program (for systemd, containers)
+#   start.sh --status       says whether it runs: exit code 0 serves, 3 not running, 4 not ready
 #
 # Interpreter: $FLP_PYTHON, else the path in local/python, else python3.
-# Exit codes of the program: 0 stopped, 75 asks to be started again, 78 the kit is wrong
-# (starting again would not help); anything else is a crash. After five crashes in a row, each
-# within FLP_QUICK_S seconds of its start, this script gives up with exit code 1.
+# Exit codes of the program: 0 stopped, 75 asks to be started again, 73 another process runs on
+# this kit, 78 the kit is wrong; after the last two nothing is started again. Anything else is a
+# crash: it is started again, each time after twice the pause (FLP_BACKOFF_MS). After
+# FLP_MAX_CRASHES crashes within FLP_CRASH_WINDOW_S seconds this script gives up with exit code 79.
 set -euo pipefail
 umask 077
 
 KIT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 PID_FILE="$KIT/daemon.pid"
+READY_FILE="$KIT/state/ready.json"
 BACKOFF_MS=${FLP_BACKOFF_MS:-1000}
-QUICK_S=${FLP_QUICK_S:-60}
+CRASH_WINDOW_S=${FLP_CRASH_WINDOW_S:-600}
+MAX_CRASHES=${FLP_MAX_CRASHES:-5}
 READY_S=${FLP_READY_S:-60}
-MAX_CRASHES=5
+IN_USE=73 RESTART=75 WRONG_KIT=78 GAVE_UP=79
 
 say() { printf 'start.sh: %s\n' "$*" >&2; }
 die() { say "$1"; exit "${2:-1}"; }
 
 if [[ -f "$KIT/startup/fed_server.json" ]]; then
     MODULE=flplatform.entrypoints.server
+    PROGRAM_LOG="$KIT/logs/server.log"
 elif [[ -f "$KIT/startup/fed_client.json" ]]; then
     MODULE=flplatform.entrypoints.client
+    PROGRAM_LOG="$KIT/logs/site.log"
 else
-    die "$KIT is not the kit of a server or a site" 78
+    die "$KIT is not the kit of a server or a site" "$WRONG_KIT"
 fi
+
+# Prints the last error that the program logged after byte $1 of its log.
+last_error() {
+    local from=$1
+    [[ -f "$PROGRAM_LOG" ]] || return 0
+    (($(stat -c %s -- "$PROGRAM_LOG") >= from)) || from=0
+    tail -c "+$((from + 1))" -- "$PROGRAM_LOG" | grep -aE '^[^ ]+ (ERROR|CRITICAL) ' |
+        tail -n 1 | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176' || true
+}
 
 MODE=${1:-}
 case "$MODE" in
     "" | --background | --once) ;;
-    *) die "usage: start.sh [--background | --once]" 2 ;;
+    --status)
+        # The lock, not the numbers in the file, tells whether it runs: numbers are used again.
+        if [[ ! -f "$PID_FILE" ]] || flock --shared --nonblock "$PID_FILE" true; then
+            printf 'not running\n'
+            error=$(last_error 0)
+            [[ -z "$error" ]] || printf 'last error: %s\n' "$error"
+            exit 3
+        fi
+        printf 'processes: %s\n' "$(tr '\n' ' ' <"$PID_FILE")"
+        if [[ ! -f "$READY_FILE" ]]; then
+            printf 'not ready\n'
+            exit 4
+        fi
+        printf 'serves since %s: %s\n' "$(date -u -r "$READY_FILE" '+%F %T UTC')" \
+            "$(tr -d '{}"\n' <"$READY_FILE")"
+        exit 0
+        ;;
+    *) die "usage: start.sh [--background | --once | --status]" 2 ;;
 esac
 
 PY=${FLP_PYTHON:-}
@@ -42,9 +74,10 @@ if [[ -z "$PY" && -f "$KIT/local/python" ]]; then
     IFS= read -r PY <"$KIT/local/python" || true
 fi
 PY=${PY:-python3}
-command -v -- "$PY" >/dev/null || die "there is no interpreter $PY" 78
+command -v -- "$PY" >/dev/null || die "there is no interpreter $PY" "$WRONG_KIT"
 "$PY" -P -c 'import flplatform' 2>/dev/null ||
-    die "$PY has no flplatform; write the path of the right interpreter to local/python" 78
+    die "$PY has no flplatform; write the path of the right interpreter to local/python" \
+        "$WRONG_KIT"
 
 if [[ "$(id -u)" == 0 ]]; then
     say "warning: ${KIT##*/} runs as root; an account of its own is safer"
@@ -54,22 +87,29 @@ export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 cd -- "$KIT"
 
 # One instance: whoever runs holds the lock, the program included, should this script be killed.
+# Whoever only asks for it, as --status, lets go of it at once.
 exec 9>>"$PID_FILE"
-flock --nonblock 9 || die "already running: $(tr '\n' ' ' <"$PID_FILE")"
+flock --wait 0.5 9 || die "already running: $(tr '\n' ' ' <"$PID_FILE")" "$IN_USE"
 
 if [[ "$MODE" == --background ]]; then
     LOG="$KIT/logs/console.log"
     mkdir -p -- "$KIT/logs"
     : >"$LOG"
-    rm -f -- "$KIT/state/ready.json"
+    rm -f -- "$READY_FILE"
     exec 9>&-
+    # Everything is in the program's own log, which is bounded; here it would grow for ever.
+    export FLP_STDERR_LEVEL=${FLP_STDERR_LEVEL:-WARNING}
     setsid nohup "$KIT/startup/start.sh" </dev/null >>"$LOG" 2>&1 &
     for ((waited = 0; waited < READY_S * 20; waited++)); do
-        [[ ! -f "$KIT/state/ready.json" ]] || break
-        kill -0 "$!" 2>/dev/null || die "it stopped at once: $(tail -n 5 -- "$LOG")"
+        [[ ! -f "$READY_FILE" ]] || break
+        if ! kill -0 "$!" 2>/dev/null; then
+            code=0
+            wait "$!" || code=$?
+            die "it stopped at once: $(tail -n 5 -- "$LOG")" "$((code ? code : 1))"
+        fi
         sleep 0.05
     done
-    [[ -f "$KIT/state/ready.json" ]] || die "started, but not ready after $READY_S s; see $LOG"
+    [[ -f "$READY_FILE" ]] || die "started, but not ready after $READY_S s; see $LOG"
     printf 'started in the background, process %s, output in %s\n' "$!" "$LOG"
     exit 0
 fi
@@ -103,10 +143,28 @@ await_child() {
     done
 }
 
-crashes=0
+# Says how the program ended: its exit code or signal, and the last error that it logged.
+describe_end() {
+    local error name
+    printf 'exit code %s' "$code"
+    if ((code > 128)) && name=$(kill -l "$((code - 128))" 2>/dev/null); then
+        printf ' (signal %s)' "$name"
+    fi
+    error=$(last_error "$logged")
+    [[ -z "$error" ]] || printf '; last error: %s' "$error"
+}
+
+# The lock is on the file that was opened: another one of that name is another kit's.
+demand_kit() {
+    [[ "$PID_FILE" -ef /proc/$$/fd/9 ]] ||
+        die "$KIT was moved, removed or made anew; not starting again" "$WRONG_KIT"
+}
+
+crashes=()
 while ((signals == 0)); do
+    demand_kit
     note_pids "$$"
-    started=$SECONDS
+    logged=$(stat -c %s -- "$PROGRAM_LOG" 2>/dev/null || echo 0)
     "$PY" -P -m "$MODULE" "$KIT" &
     child=$!
     note_pids "$$" "$child"
@@ -115,22 +173,29 @@ while ((signals == 0)); do
     child=
     case "$code" in
         0) exit 0 ;;
-        78) die "the kit or its local files are wrong, see above; not starting again" 78 ;;
+        "$WRONG_KIT") die "the kit or its local files are wrong, see above; not starting again" \
+            "$WRONG_KIT" ;;
+        "$IN_USE") die "another process runs on this kit; not starting again" "$IN_USE" ;;
     esac
     ((signals == 0)) || exit "$code"
-    if [[ "$code" == 75 ]]; then
-        crashes=0
+    demand_kit
+    if [[ "$code" == "$RESTART" ]]; then
+        crashes=()
         wait_ms=$BACKOFF_MS
         say "restart was asked for"
     else
-        ((SECONDS - started < QUICK_S)) || crashes=0
-        crashes=$((crashes + 1))
-        ((crashes < MAX_CRASHES)) ||
-            die "gave up: $crashes crashes, each within $QUICK_S s (last exit code $code)"
-        wait_ms=$((BACKOFF_MS * (1 << (crashes - 1))))
-        say "exit code $code; starting again in $wait_ms ms"
+        recent=()
+        for at in ${crashes[@]+"${crashes[@]}"}; do
+            ((SECONDS - at >= CRASH_WINDOW_S)) || recent+=("$at")
+        done
+        crashes=(${recent[@]+"${recent[@]}"} "$SECONDS")
+        ((${#crashes[@]} < MAX_CRASHES)) ||
+            die "gave up after ${#crashes[@]} crashes within $CRASH_WINDOW_S s: $(describe_end)" \
+                "$GAVE_UP"
+        wait_ms=$((BACKOFF_MS * (1 << (${#crashes[@]} - 1))))
+        say "$(describe_end); starting again in $wait_ms ms"
     fi
-    sleep "$((wait_ms / 1000)).$(printf '%03d' $((wait_ms % 1000)))" &
+    sleep "$((wait_ms / 1000)).$(printf '%03d' $((wait_ms % 1000)))" 9>&- &
     child=$!
     await_child
     child=

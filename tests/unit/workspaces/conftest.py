@@ -22,6 +22,8 @@ class FakeContext:
     round: int = 1
     site: str = "site-1"
     state_dir: Path = Path("unused")
+    rank: int = 0
+    world_size: int = 1
     logged: list[tuple[str, float]] = field(default_factory=list)
 
     def log_metric(self, name: str, value: float, step: int | None = None) -> None:

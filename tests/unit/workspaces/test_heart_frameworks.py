@@ -41,6 +41,23 @@ def test_torch(job_module, heart_context):
     check_against_numpy("heart_torch", job_module, heart_context)
 
 
+@pytest.mark.torch
+def test_torch_with_one_process_of_a_group(job_module, heart_context):
+    check_against_numpy("heart_ddp", job_module, heart_context)
+
+
+@pytest.mark.torch
+def test_processes_share_each_batch(job_module, heart_context):
+    batches = job_module("heart_ddp", "heart_ddp").batches
+    shares = [batches(20, 9, heart_context(rank=rank, world_size=2)) for rank in (0, 1)]
+    for _ in range(5):
+        mine, theirs = (next(share).tolist() for share in shares)
+        assert (len(mine), len(theirs)) == (4, 4)
+        assert not set(mine) & set(theirs)
+    with pytest.raises(ValueError, match="smaller than 3 processes"):
+        next(batches(20, 2, heart_context(world_size=3)))
+
+
 @pytest.mark.tensorflow
 def test_tensorflow(job_module, heart_context):
     check_against_numpy("heart_tensorflow", job_module, heart_context)

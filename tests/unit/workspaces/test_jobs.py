@@ -21,14 +21,14 @@ def test_each_job_is_complete(job, job_module):
     Manifest.of(getattr(job_module(job.name, module), function)(args, spec.seed))
 
 
-@pytest.mark.parametrize("job", ["heart_loop", "heart_torch", "heart_tensorflow"])
+@pytest.mark.parametrize("job", ["heart_loop", "heart_torch", "heart_ddp", "heart_tensorflow"])
 def test_the_copies_of_heart_data_are_the_same(workspaces, job):
     # Jobs are folders that need no other, so each carries its copy; a change must reach all.
     copies = [workspaces / name / "code" / "heart_data.py" for name in ("heart", job)]
     assert copies[0].read_bytes() == copies[1].read_bytes()
 
 
-@pytest.mark.parametrize("job", ["heart_loop", "heart_torch", "heart_tensorflow"])
+@pytest.mark.parametrize("job", ["heart_loop", "heart_torch", "heart_ddp", "heart_tensorflow"])
 def test_all_variants_start_from_the_same_model(job_module, job):
     expected = job_module("heart", "heart").initial_model({}, 42)
     model = job_module(job, "initial").initial_model({}, 42)

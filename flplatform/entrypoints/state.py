@@ -1,0 +1,255 @@
+"""`fl_state`: checks, shows, replays, backs up and restores a server's state.
+
+Exit codes: 0 all is well, 1 problems were found or it was refused, 2 wrong usage.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flplatform.core import events as ev
+from flplatform.core.errors import FLError
+from flplatform.hci.escape import MAX_LINE, escape
+from flplatform.server.upkeep.backup import back_up
+from flplatform.server.upkeep.history import History, RunHistory
+from flplatform.server.upkeep.place import Place
+from flplatform.server.upkeep.replay import replay_run, run_of
+from flplatform.server.upkeep.restore import restore as restore_backup
+from flplatform.server.upkeep.verify import Report, verify_state
+from flplatform.server.wording import describe, moment
+
+app = typer.Typer(
+    name="fl_state",
+    help="Check, show, replay, back up and restore the state of a federation's server.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="The server's startup kit.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Damaged = Annotated[
+    bool, typer.Option("--damaged", help="Also a state with problems: what is left of it.")
+]
+
+
+@app.command()
+def verify(
+    kit: KitFolder,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every blob: digests, and headers of models.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check log, blobs, files and audit; a server may run meanwhile."""
+    with _errors():
+        report = verify_state(Place.of(kit), deep)
+    if as_json:
+        _print_json(
+            {
+                "problems": [asdict(each) for each in report.problems],
+                "notes": [asdict(each) for each in report.notes],
+                "runs": report.runs,
+                "events": report.events,
+                "blobs": report.blobs,
+                "audit_records": report.audit_records,
+            }
+        )
+    else:
+        _print_report(report)
+    raise typer.Exit(1 if report.problems else 0)
+
+
+def _print_report(report: Report) -> None:
+    for kind, findings in (("PROBLEM", report.problems), ("note", report.notes)):
+        for each in findings:
+            _line(f"{kind}  {each}")
+    count = len(report.problems)
+    found = f"{count} problem{'s' if count != 1 else ''}" if count else "no problem"
+    _line(
+        f"{found} in {report.runs} runs with {report.events} events, {report.blobs} blobs and "
+        f"{report.audit_records} audit records"
+    )
+
+
+@app.command()
+def show(
+    kit: KitFolder,
+    run: Annotated[int | None, typer.Argument(help="A run, for its events.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs, or the events of one in words."""
+    with _errors():
+        place = Place.of(kit)
+        if run is not None:
+            _show_run(run_of(place, run), as_json)
+        else:
+            _show_runs(place.history(), as_json)
+
+
+def _show_runs(history: History, as_json: bool) -> None:
+    rows = [_row(run, number in history.deleted) for number, run in sorted(history.runs.items())]
+    if as_json:
+        _print_json({"runs": rows})
+        return
+    columns = ("run", "job", "status", "round", "submitter", "opened", "reason")
+    texts = [[str(row[column]) for column in columns] for row in rows]
+    for row, text in zip(rows, texts, strict=True):
+        text[3] = f"{row['round']}/{row['rounds']}"
+        text[5] = moment(str(row["opened"])) if row["opened"] else ""
+    table = [[column.upper() for column in columns], *texts]
+    widths = [max(len(escape(line[at])) for line in table) for at in range(len(columns))]
+    for line in table:
+        cells = (escape(cell).ljust(width) for cell, width in zip(line, widths, strict=True))
+        _line("  ".join(cells).rstrip())
+
+
+def _row(run: RunHistory, deleted: bool) -> dict[str, Any]:
+    state, events = run.state, run.stream.events
+    opened = events[0][1] if events else None
+    known = opened if isinstance(opened, ev.RunOpened) else None
+    return {
+        "run": run.run,
+        "job": known.job.name if known else "",
+        "status": ("unreadable" if state is None else state.status) + ", deleted" * deleted,
+        "round": state.round if state else 0,
+        "rounds": known.job.rounds if known else 0,
+        "submitter": known.submitter if known else "",
+        "opened": events[0][0].time if events else "",
+        "events": len(events),
+        "reason": state.ended.reason if state and state.ended else "",
+    }
+
+
+def _show_run(run: RunHistory, as_json: bool) -> None:
+    if as_json:
+        events = [
+            {"seq": row.seq, "time": row.time, "type": row.type, "words": describe(event),
+             "body": json.loads(row.body)}
+            for row, event in run.stream.events
+        ]  # fmt: skip
+        _print_json({**_row(run, deleted=False), "list": events})
+        return
+    for row, event in run.stream.events:
+        _line(f"{row.seq:>5}  {row.time}  {' '.join(describe(event).split())}")
+    for each in run.findings:
+        _line(f"PROBLEM  {each}" if each.problem else f"note  {each}")
+
+
+@app.command()
+def replay(
+    kit: KitFolder,
+    run: Annotated[int, typer.Argument(help="The run.")],
+    round_number: Annotated[
+        int | None, typer.Argument(metavar="[ROUND]", help="One round; else all.")
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder with room for one model and optimiser state.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Aggregate closed rounds again, and compare the models with the published ones."""
+    words = {"freed": "inputs freed", "waiting": "not published yet"}
+    rounds = []
+    with _errors():
+        for each in replay_run(Place.of(kit), run, round_number, scratch):
+            rounds.append(each)
+            if not as_json:
+                text = f"round {each.round}: {words.get(each.outcome, each.outcome)}"
+                _line(": ".join(filter(None, (text, each.detail or each.published))))
+    if as_json:
+        _print_json({"run": run, "rounds": [asdict(each) for each in rounds]})
+    elif not rounds:
+        _line(f"run {run} has no closed round")
+    raise typer.Exit(any(each.outcome in ("differs", "error") for each in rounds))
+
+
+@app.command()
+def backup(
+    kit: KitFolder,
+    target: Annotated[Path, typer.Argument(help="The backup's folder; it must not exist.")],
+    damaged: Damaged = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy blobs also where links could be made.")
+    ] = False,
+) -> None:
+    """Copy the state, consistently, also while the server runs."""
+    with _errors():
+        made = back_up(Place.of(kit), target, damaged=damaged, link=not copy, progress=_step)
+    for problem in made.problems:
+        _line(f"PROBLEM  {problem}")
+    size = sum(entry.size for entry in made.files.values())
+    _line(
+        f"backed up {made.runs} runs with {made.events} events in {len(made.files)} files, "
+        f"{size} bytes, to {target}"
+    )
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that backup made.")],
+    kit: KitFolder,
+    move_aside: Annotated[
+        bool, typer.Option("--move-aside", help="Rename a state that is there.")
+    ] = False,
+    with_local: Annotated[
+        bool, typer.Option("--with-local", help="Write the backup's local files over the kit's.")
+    ] = False,
+    damaged: Damaged = False,
+) -> None:
+    """Verify a backup and make it the state of a stopped server."""
+    with _errors():
+        place = Place.of(kit)
+        done = restore_backup(
+            source,
+            place,
+            move_aside=move_aside,
+            with_local=with_local,
+            damaged=damaged,
+            progress=_step,
+        )
+    if done.aside:
+        _line(f"the former state lies in {done.aside}")
+    for name in done.other_local:
+        _line(f"{name} differs from the backup's and stayed; --with-local takes the backup's")
+    made = done.manifest
+    _line(f"restored {made.runs} runs with {made.events} events, as they were at {made.made}")
+
+
+def _step(text: str) -> None:
+    print(f"... {text}", file=sys.stderr)
+
+
+def _line(text: str) -> None:
+    print(escape(text, MAX_LINE))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except (FLError, OSError) as error:
+        text = "\n".join(escape(line, MAX_LINE) for line in str(error).splitlines())
+        print(f"fl_state: {text}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def main() -> None:
+    """Run the command that is named on the command line."""
+    os.umask(0o077)
+    app()
+
+
+if __name__ == "__main__":
+    main()

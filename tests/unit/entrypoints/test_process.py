@@ -1,0 +1,132 @@
+"""What every process does alike, with a service that the test plays."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flplatform.entrypoints import process
+from flplatform.files.lock import PROCESS_LOCK, held
+from tests.support.federation import provision
+
+PROGRAM = """
+import asyncio, sys, time
+from flplatform.entrypoints import process
+process.DRAIN_S, process.KIT_WATCH_S = {drain_s}, 0.05
+
+class Service:
+    def __init__(self, kit, end):
+        self.kit, self.end = kit, end
+    async def start(self):
+        {start}
+        return {{}}
+    async def stop(self):
+        {stop}
+
+sys.exit(process.run(Service, "server"))
+"""
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    return provision(tmp_path, ("a",)).server
+
+
+@pytest.fixture
+def started(kit: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts a process with that kit and waits until it is ready."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(
+        start: str = "pass", stop: str = "pass", drain_s: float = 20.0, ready: bool = True
+    ) -> "subprocess.Popen[str]":
+        program = PROGRAM.format(start=start, stop=stop, drain_s=drain_s)
+        made.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(kit)], stderr=subprocess.PIPE, text=True
+            )
+        )
+        until = time.monotonic() + 20
+        while ready and not (kit / "state" / "ready.json").exists():
+            assert made[-1].poll() is None, made[-1].communicate()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return made[-1]
+
+    yield start
+    for each in made:
+        if each.poll() is None:
+            each.kill()
+        each.communicate()
+
+
+def ended(running: "subprocess.Popen[str]") -> tuple[int, str]:
+    _, errors = running.communicate(timeout=20)
+    return running.returncode, errors
+
+
+def test_a_second_process_on_a_kit_is_refused(
+    kit: Path, started: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    first = started()
+    (kit / "state" / "ready.json").unlink()
+    code, errors = ended(started(ready=False))
+    assert code == process.EXIT_IN_USE
+    assert f"is in use by process {first.pid} (rule: one_process); stop it first" in errors
+    first.terminate()
+    assert ended(first)[0] == process.EXIT_STOPPED
+    with held(kit / PROCESS_LOCK, "the kit"):  # it ends with its holder
+        pass
+
+
+def test_ending_is_bounded(started: Callable[..., "subprocess.Popen[str]"]) -> None:
+    """Also if the loop itself hangs."""
+    running = started(stop="time.sleep(60)", drain_s=0.3)
+    begun = time.monotonic()
+    running.terminate()
+    code, errors = ended(running)
+    assert code == process.EXIT_STOPPED
+    assert "CRITICAL ending took more than 0 s and is cut short" in errors
+    assert time.monotonic() - begun < 10
+
+
+def test_a_restart_is_asked_for_also_if_ending_hangs(
+    started: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    call = "asyncio.get_running_loop().call_later(0.2, self.end, True)"
+    running = started(start=call, stop="await asyncio.sleep(60)", drain_s=0.3)
+    assert ended(running)[0] == process.EXIT_RESTART
+
+
+def test_it_ends_when_its_kit_is_removed_or_made_anew(
+    kit: Path, started: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    running = started()
+    os.rename(kit, kit.with_name("moved"))
+    code, errors = ended(running)
+    assert code == process.EXIT_CONFIG
+    assert "was moved, removed or made anew" in errors
+
+
+def test_a_defect_is_logged(kit: Path, started: Callable[..., "subprocess.Popen[str]"]) -> None:
+    running = started(start="raise ValueError('odd')", ready=False)
+    code, errors = ended(running)
+    assert code == process.EXIT_FAILED
+    assert "CRITICAL a defect ends the process" in errors
+    assert "ValueError: odd" in (kit / "logs" / "server.log").read_text()
+
+
+def test_standard_error_can_be_made_quiet(
+    kit: Path,
+    started: Callable[..., "subprocess.Popen[str]"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLP_STDERR_LEVEL", "warning")
+    running = started()
+    running.terminate()
+    assert ended(running) == (0, "")
+    assert " INFO    ready" in (kit / "logs" / "server.log").read_text()

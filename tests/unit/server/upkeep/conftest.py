@@ -1,0 +1,99 @@
+"""A server's state as a server leaves it, made once; every test gets a copy to spoil."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flplatform.security.audit import AuditLog, KitSeal
+from flplatform.server.upkeep.place import Place
+from flplatform.store.state import SqlStateStore
+from tests.support.federation import provision
+from tests.unit.server.scene import Scene, play, until
+
+ROUNDS = 3
+
+
+async def _work(scene: Scene) -> None:
+    """Run 1 finishes after three rounds; run 2 is in its second."""
+    scene.obeying("a", "b")
+    optimizer = {"name": "fedadam"}
+    for run in (1, 2):
+        await scene.submit(("a", "b"), rounds=ROUNDS, keep_updates="all", optimizer=optimizer)
+        for number in range(1, ROUNDS + 1):
+            for site, value in (("a", 1.0), ("b", 3.0)):
+                if (run, number, site) == (2, 2, "b"):
+                    await asyncio.sleep(0)
+                    await scene.close()
+                    return
+
+                def open_now(site: str = site, number: int = number, run: int = run) -> bool:
+                    tasks = [task.id for task in scene.runs.tasks_of(site)]
+                    return any((task.run, task.round) == (run, number) for task in tasks)
+
+                await until(open_now)
+                await scene.do(site, value * number + run)
+        await scene.ended(run)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kit of a server with two runs."""
+    folder = tmp_path_factory.mktemp("upkeep")
+    federation = provision(folder, ("a", "b"))
+    kit = federation.open("server")
+    state = kit.state_folder()
+    state.mkdir(mode=0o700)
+    with ThreadPoolExecutor(2) as workers:
+        scene = Scene(state, workers)
+        play(_work(scene))
+    with closing(SqlStateStore(state / "events.db", lambda _error: None)) as store:
+        for stream in scene.store.streams():
+            store.append(scene.store.read(stream)).result()
+    audit = AuditLog(state / "audit.jsonl", "server", seal=KitSeal(kit))
+    for number in range(5):
+        audit.record({"name": "lead"}, f"command {number}", "allowed")
+    audit.close()
+    (state / "users.json").write_text("{}")
+    (state / "users.json").chmod(0o600)
+    (state / "metrics").mkdir(mode=0o700)
+    (state / "metrics" / "run-1.jsonl").touch(0o600)
+    return federation.server
+
+
+@pytest.fixture
+def kit(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(made, tmp_path / "kit")
+
+
+@pytest.fixture
+def place(kit: Path) -> Place:
+    """Its state."""
+    return Place.of(kit)
+
+
+@pytest.fixture
+def sql(kit: Path) -> Callable[..., None]:
+    """Changes the log behind everybody's back."""
+
+    def change(*statements: str) -> None:
+        with closing(sqlite3.connect(kit / "state" / "events.db")) as database:
+            for statement in statements:
+                database.execute(statement)
+            database.commit()
+
+    return change
+
+
+@pytest.fixture(autouse=True)
+def _private() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)

@@ -35,7 +35,9 @@ class TrainResult(NamedTuple):
     """What training returns; a plain tuple of the same values will do.
 
     Attributes:
-        model: every received tensor, with the dtype and shape in which it was received.
+        model: every received tensor, with the dtype and shape in which it was received. If the
+            job sends changes (`updates: delta`), the change of each; if it sends partial updates,
+            any of them.
         examples: how many examples were trained on: the update's weight.
         metrics: finite numbers by name.
     """
@@ -161,8 +163,13 @@ def send(result: TrainResult | ValidateResult | tuple[Any, ...]) -> None:
     _attached("send").send(result)
 
 
-def check_train(result: object, expected: Manifest) -> TrainResult:
+def check_train(result: object, expected: Manifest, *, partial: bool = False) -> TrainResult:
     """Return what training gave with plain types, if it fits the model it started from.
+
+    Args:
+        result: what the user's code returned.
+        expected: the tensors of the model that training started from.
+        partial: whether tensors may be missing, but not all.
 
     Raises:
         InvalidArgumentError: not a TrainResult, or a field of the wrong type; names the field.
@@ -175,7 +182,8 @@ def check_train(result: object, expected: Manifest) -> TrainResult:
     model, examples, metrics = (*result, {})[:3]
     if not isinstance(model, Mapping) or not all(isinstance(name, str) for name in model):
         raise InvalidArgumentError("is not a dict of named NumPy arrays", field="train: model")
-    expected.check_same(Manifest.of(model), "model")
+    check = expected.check_part if partial else expected.check_same
+    check(Manifest.of(model), "model")
     check_finite(model, "model")
     return TrainResult(model, _examples(examples, "train"), _metrics(metrics, "train"))
 

@@ -1,7 +1,8 @@
 """Runs a job's code in a process of its own: the parent's side.
 
 A `RunProcess` starts one process tree, gives it one task at a time and brings each result to a
-folder that only the parent writes. Below its own folder:
+folder that only the parent writes. In the tree the job's code runs in one process, or in several
+that work on each task together, see `client.ranks`. Below its own folder:
 
     lib/flplatform      a link to this package: all that the run process takes from this one
     inbox/, box/        what it shares with the job's code, see `client.box`
@@ -25,10 +26,10 @@ from typing import Any, TypeVar
 import psutil
 
 import flplatform
-from flplatform.client import process_tree
+from flplatform.client import process_tree, ranks
 from flplatform.client.box import MODEL_FILE, Box, remove
 from flplatform.client.conversation import Conversation
-from flplatform.client.frames import RESULT_FILE, SECRET, SOCKET, Order, Start
+from flplatform.client.frames import RESULT_FILE, SECRET, SOCKET, UPDATE_FILE, Order, Start
 from flplatform.client.process_tree import ProcessTree
 from flplatform.client.replies import Failure
 from flplatform.client.run_log import RunLog
@@ -75,6 +76,11 @@ class RunProcess:
         on_phase: hears what the process is doing: validate_received, train, validate_trained,
             validate, submit_model.
         on_metric: hears name, value and step of what the code logs.
+
+    Attributes:
+        mark: names the process tree on this host.
+        spent: one of several processes has failed a task; that has ended them all, because the
+            others may have waited for it. The next task needs a new object.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class RunProcess:
         digest = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
         self._prefix = f"flp-{digest}-"
         self.mark = f"{spec.site}/{spec.run}/{digest}"
+        self.spent = False
         self._conversation: Conversation | None = None
         self._end: asyncio.Task[RunProcessCrashed] | None = None
         self._busy = False
@@ -103,7 +110,8 @@ class RunProcess:
         nothing runs.
 
         Raises:
-            FailedPreconditionError: this host has no such isolation.
+            FailedPreconditionError: this host has no such isolation, or several processes are
+                asked for and the environment has no torch.
             JobCodeError: the code raised while it was loaded.
             RunProcessCrashed: the process ended.
             DeadlineExceededError: the code was not loaded in time.
@@ -163,11 +171,11 @@ class RunProcess:
     async def abort(self, grace_s: float = 8.0) -> None:
         """End the process and everything that it started; idempotent.
 
-        SIGTERM to the process that runs the job's code; if it is not gone after `grace_s`
+        SIGTERM to each process that runs the job's code; if it is not gone after `grace_s`
         seconds, SIGKILL to the whole tree: with the default nothing is left after ten seconds.
         A waiting `execute` raises RunProcessCrashed.
         """
-        self._why = self._why or "was aborted"
+        self._why = self._why or "was ended"
         if self._end is not None:
             if grace_s > 0 and not self._end.done():
                 self._terminate()
@@ -188,6 +196,10 @@ class RunProcess:
 
     # ---- starting ----
 
+    @property
+    def _python(self) -> str:
+        return self._spec.environment.python or sys.executable
+
     async def _level(self) -> Level:
         if self._spec.isolation == "none":
             return NONE
@@ -198,6 +210,8 @@ class RunProcess:
 
     def _prepare(self) -> None:
         process_tree.kill(self.mark)
+        if self._spec.processes > 1:
+            ranks.demand_torch(self._python, self._spec.environment_name)
         library = private_dir(self._folder / "lib") / "flplatform"
         library.unlink(missing_ok=True)
         library.symlink_to(_package())
@@ -210,7 +224,7 @@ class RunProcess:
 
     async def _spawn(self, level: Level) -> Conversation:
         spec = self._spec
-        python = spec.environment.python or sys.executable
+        python = self._python
         scratch, library = str(seen_at(level, self._scratch)), self._folder / "lib"
         shown = (library, _package(), spec.code, self._box.inbox, *interpreter_folders(python))
         mounts = Mounts(
@@ -220,17 +234,22 @@ class RunProcess:
             hidden=(spec.kit, self._folder, spec.state, *spec.hidden),
         )
         argv = [python, "-P", "-m", "flplatform.client.run_process", scratch]
+        variables = environment(spec.environment, scratch, library)
+        if spec.processes > 1:
+            argv = ranks.torchrun(python, spec.processes, argv)
+            variables |= ranks.variables(spec.processes)
         secret, note = secrets.token_hex(16), self._log.note
         write_atomic(self._scratch / SECRET, secret.encode())
         conversation = Conversation(
             self._start_frame(), secret, self._on_phase, self._on_metric, note
         )
-        await conversation.listen(self._scratch / SOCKET)
+        await conversation.listen(self._scratch / SOCKET, self._scratch / SECRET)
         self._resources.callback(conversation.close)
-        note(f"process starts, isolation {level.name}")
+        what = f"{spec.processes} processes start" if spec.processes > 1 else "process starts"
+        note(f"{what}, isolation {level.name}")
         self._tree = await ProcessTree.start(
             command(level, mounts, argv),
-            environment=environment(spec.environment, scratch, library),
+            environment=variables,
             folder=self._scratch,
             mark=self.mark,
             on_output=self._log.feed,
@@ -250,11 +269,13 @@ class RunProcess:
             if not ended.done():
                 await self._tree.kill()
         status = await ended
-        if conversation.leader is not None:
+        if conversation.begun:
             await asyncio.wait({conversation.over}, timeout=END_TIMEOUT_S)
         why = f"the run process {conversation.fault or self._why or _describe(status)}"
+        if conversation.lost and not self._why:
+            why += f"; {conversation.lost} went first"
         tail = self._log.tail
-        if conversation.leader is None and tail:
+        if not conversation.begun and tail:
             why += f" before it began: {tail.splitlines()[-1]:.300}"
         self._log.note(why)
         self._resources.close()
@@ -274,6 +295,9 @@ class RunProcess:
             watch_metric=spec.watch.metric if spec.watch else "",
             watch_mode=spec.watch.mode if spec.watch else "",
             memory_limit_bytes=spec.environment.memory_limit_bytes,
+            world_size=spec.processes,
+            delta=spec.delta,
+            partial=spec.partial,
         )
 
     async def _until(self, future: "asyncio.Future[T]") -> T:
@@ -300,6 +324,8 @@ class RunProcess:
         path = str(self._box.inbox / MODEL_FILE) if model else None
         reply = await self._until(conversation.order(Order(str(task.id), task.seed, path)))
         if isinstance(reply, Failure):
+            if spec.processes > 1:
+                await self._retire()
             return TaskFailure(reply.error, reply.traceback)
         try:
             if (task.id.kind == TRAIN) != (reply.file is not None):
@@ -314,6 +340,10 @@ class RunProcess:
                 await asyncio.to_thread(
                     collect, self._box, work, current, spec.watch, score, *limits
                 )
+                if spec.delta or spec.partial:
+                    update = work / UPDATE_FILE
+                    collect_model = self._box.collect_model
+                    await asyncio.to_thread(collect_model, update, limits[0], UPDATE_FILE)
         except (InvalidArgumentError, ResourceExhaustedError) as error:
             return TaskFailure(f"what the job's code left cannot be taken: {error}")
         return Outcome(
@@ -322,7 +352,16 @@ class RunProcess:
             metrics=reply.metrics,
             received=reply.received,
             received_examples=reply.received_examples,
+            update=UPDATE_FILE if reply.file and (spec.delta or spec.partial) else None,
+            delta=spec.delta and reply.file is not None,
         )
+
+    async def _retire(self) -> None:
+        """End all processes: after one has failed, another may wait for it for ever."""
+        assert self._end is not None
+        self.spent, self._why = True, "was ended because a rank had failed its task"
+        await self._tree.kill()
+        await asyncio.wait({self._end})
 
     def _submit(self, work: Path) -> Outcome | TaskFailure:
         """Bring the best local model; the job's code has no part in it."""
@@ -335,12 +374,14 @@ class RunProcess:
         return Outcome(RESULT_FILE, score.examples, score.metrics, {}, 0)
 
     def _terminate(self) -> None:
-        """Ask the process that runs the job's code to end, or the launcher if there is none."""
-        leader = self._conversation.leader if self._conversation else None
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if leader is not None:
-                leader.terminate()
-            else:
+        """Ask each process that runs the job's code to end, or the launcher if there is none."""
+        peers = self._conversation.peers.values() if self._conversation else ()
+        processes = [process for process in peers if process is not None]
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        if not processes:
+            with contextlib.suppress(ProcessLookupError):
                 self._tree.terminate()
 
 

@@ -34,6 +34,8 @@ from typing import Any
 SOCKET = "socket"
 SECRET = "secret"  # noqa: S105 - the name of a file
 RESULT_FILE = "result.safetensors"
+UPDATE_FILE = "update.safetensors"
+"""What training returned, beside the whole model, if the job sends changes or some tensors."""
 STATE_FOLDER = "state"
 
 LENGTH = struct.Struct(">I")
@@ -55,6 +57,8 @@ class Start:
         memory_limit_bytes: limit on the private memory of each process; 0 for none.
         rank: which of the processes this one is; rank 0 answers for all.
         world_size: how many there are.
+        delta: whether training returns changes.
+        partial: whether training may leave tensors out.
     """
 
     run: int
@@ -70,6 +74,8 @@ class Start:
     memory_limit_bytes: int
     rank: int = 0
     world_size: int = 1
+    delta: bool = False
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

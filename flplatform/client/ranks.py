@@ -14,6 +14,8 @@ from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
 
 LOOPBACK = "127.0.0.1"
 PROBE_TIMEOUT_S = 60.0
+MAX_SHOWN = 3
+"""Of the ranks' different errors."""
 _PROBE = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
 
 
@@ -50,7 +52,11 @@ def demand_torch(python: str, environment: str) -> None:
     argv = [python, "-I", "-c", _PROBE]
     try:
         found = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise FailedPreconditionError(
@@ -111,23 +117,26 @@ class Answers:
 def failure_of(task: str | None, failures: dict[int, Failure]) -> Failure:
     """Return one failure that names the ranks, in the order in which they failed.
 
-    The first may only be how another's failure looks from the outside, so that each error is
-    shown that is not the same as one before, within the bounds of one failure.
+    The first may only be how another's failure looks from the outside, so the first few are shown
+    that differ, each with the same share of what one failure may hold.
     """
     distinct: dict[str, tuple[int, Failure]] = {}
     for rank, failure in failures.items():
         distinct.setdefault(failure.error, (rank, failure))
-    share = MAX_ERROR_CHARS // len(distinct) - 2
-    errors = (f"rank {rank}: {failure.error}"[:share] for rank, failure in distinct.values())
-    traces = (
-        f"rank {rank}:\n{failure.traceback}"
-        for rank, failure in distinct.values()
-        if failure.traceback
-    )
-    traceback = "\n".join(traces).encode(errors="replace")[:MAX_TRACEBACK_BYTES]
+    shown = list(distinct.values())[:MAX_SHOWN]
+    chars = MAX_ERROR_CHARS // len(shown) - len("; ")
+    share = MAX_TRACEBACK_BYTES // len(shown) - len("rank 1000:\n\n")
     return Failure(
         type="failure",
         task=task,
-        error="; ".join(errors),
-        traceback=traceback.decode(errors="ignore"),
+        error="; ".join(f"rank {rank}: {failure.error}"[:chars] for rank, failure in shown),
+        traceback="\n".join(
+            f"rank {rank}:\n{_end(failure.traceback, share)}"
+            for rank, failure in shown
+            if failure.traceback
+        ),
     )
+
+
+def _end(text: str, max_bytes: int) -> str:
+    return text.encode(errors="replace")[-max_bytes:].decode(errors="ignore")

@@ -1,9 +1,8 @@
 """The process in which a job's code runs: `python -m flplatform.client.run_process SCRATCH`.
 
-Or one of the processes, where several work on each task (`client.ranks`). It talks to its parent
-alone, over the unix socket in the scratch folder (see `client.frames`). It
-needs nothing but the standard library and NumPy, so it starts fast and under any interpreter that
-has them.
+Or one of the processes, where several work on each task (see `client.ranks`). It talks to its
+parent alone, over the unix socket in the scratch folder (see `client.frames`). It needs nothing
+but the standard library and NumPy, so it starts fast and under any interpreter that has them.
 """
 
 import contextlib
@@ -34,11 +33,13 @@ from flplatform.client.frames import (
     SECRET,
     SOCKET,
     STATE_FOLDER,
+    UPDATE_FILE,
     Order,
     Start,
     encode,
 )
 from flplatform.client.tracebacks import one_line, user_traceback
+from flplatform.client.update import whole_model
 from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
 from flplatform.core.messages import TRAIN, TaskId
 from flplatform.core.model import Array, Manifest
@@ -231,8 +232,12 @@ class Session:
         answer = yield api.Task("train", dict(model), context)
         result = self._box / RESULT_FILE
         if self._leads:
-            trained = api.check_train(answer, manifest)
-            save(result, trained.model)
+            trained = api.check_train(answer, manifest, partial=self._start.partial)
+            whole = trained.model
+            if self._start.delta or self._start.partial:
+                save(self._box / UPDATE_FILE, trained.model)
+                whole = whole_model(model, trained.model, delta=self._start.delta)
+            save(result, whole)
         else:  # what it returned, if anything, does not count
             trained = api.TrainResult({}, 0)
             if watched:

@@ -23,8 +23,12 @@ class RunSpec:
         log: file for what the code prints; the older part gets `.1` at its end.
         state: folder with the run's committed states, see `client.state`.
         data: files and folders by dataset name, shown read-only.
+        environment_name: how the site calls it.
+        processes: how many work on each task together; the environment's limits are those of each.
         isolation: the level to run under; refused if this host does not have it.
         max_state_bytes: most that the state may take.
+        delta: whether training returns changes instead of models.
+        partial: whether training may leave tensors out.
         on_lines: hears of every line of the log.
     """
 
@@ -40,9 +44,13 @@ class RunSpec:
     data: Mapping[str, Path] = field(default_factory=dict)
     watch: Watch | None = None
     environment: Environment = Environment()
+    environment_name: str = "default"
+    processes: int = 1
     isolation: Isolation = "none"
     hidden: tuple[Path, ...] = ()
     max_state_bytes: int = 64 << 30
+    delta: bool = False
+    partial: bool = False
     on_lines: Listener = lambda *_: None
 
 
@@ -54,6 +62,9 @@ class Outcome:
         file: name of the model in the task's work folder; None for validation. It may be
             replaced but not written, as the state may link it. A train task also leaves `state/`
             there, one of `client.state`.
+        update: name of what is sent instead of that model, if the job sends changes or may leave
+            tensors out.
+        delta: whether `update` holds changes.
     """
 
     file: str | None
@@ -61,6 +72,8 @@ class Outcome:
     metrics: Mapping[str, float]
     received: Mapping[str, float]
     received_examples: int
+    update: str | None = None
+    delta: bool = False
 
 
 class RunProcessCrashed(UnavailableError):  # noqa: N818 - what happened, not what is wrong

@@ -35,6 +35,7 @@ OTTO = person("otto", "org_admin", "elsewhere")
 LEA = person("lea", "lead", "clinic")
 MIA = person("mia", "member", "clinic")
 FAST = Environment(python="/opt/python", max_runs=3)
+GPU, FEW = Environment(gpus=(0, 2)), Environment(max_processes=3)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def site(tmp_path):
         local = Local(
             site_policy=SitePolicy(**fields),
             datasets=Datasets(datasets=datasets),
-            environments=Environments(environments={"fast": FAST}),
+            environments=Environments(environments={"fast": FAST, "gpu": GPU, "few": FEW}),
         )
         identity = person("site-1", "", "clinic")
         trust: Any = None
@@ -64,9 +65,10 @@ def site(tmp_path):
     return make
 
 
-def check(policy: Policy, submitter=AMY, author=None, code=True, data=(), environment="default"):
+def check(policy: Policy, submitter=AMY, author=None, code=True, processes=1, **fields: Any):
+    asked = {"data": (), "environment": "default"} | fields
     return policy.check_job(
-        submitter, author or submitter, has_code=code, data=data, environment=environment
+        submitter, author or submitter, has_code=code, processes=processes, **asked
     )
 
 
@@ -86,6 +88,18 @@ def test_what_a_job_gets(site, tmp_path):
     assert plan == Plan({"table": table, "mine": table}, FAST, "sandbox")
     assert check(site(), code=False) == Plan({}, Environment(), "sandbox")
     assert check(site(), LEA).isolation == "sandbox"
+
+
+def test_processes(site):
+    policy = site()
+    most = {"gpu": 2, "few": 3, "default": 8}
+    for name, count in most.items():
+        assert check(policy, environment=name, processes=count).processes == count
+    text = refused("environments.yml: gpus", policy, environment="gpu", processes=3)
+    assert "3 processes" in text
+    assert "2 GPUs" in text
+    refused("max_processes = 3", policy, environment="few", processes=4)
+    refused("max_processes = 8", policy, processes=9)
 
 
 def test_roles_of_submitters(site):
@@ -266,3 +280,45 @@ def test_an_org_admin_s_denial_ends_at_the_organisation(site):
     check(policy, LEA)
     policy._denials.add(denial("lea", "clinic"))
     refused("revoked", policy, LEA)
+
+
+# ---- validation
+
+
+def test_who_may_validate_need_not_be_allowed_to_train(site):
+    for person_, code in ((OLA, True), (LEA, True)):
+        plan = check(site(), person_, AMY, code=code, purpose="validate")
+        assert plan.purpose == "validate"
+    refused("role org_admin: submit_job = none", site(), OLA, AMY)
+    refused("role member: validate is not granted", site(), MIA, AMY, purpose="validate")
+
+
+def test_a_site_may_allow_validation_and_refuse_training_or_the_reverse(site):
+    only = {"submitters": (), "commands": {"*": ("any",), "validate": ("any",)}}
+    assert check(site(**only), OLA, AMY, purpose="validate")
+    refused("policy submitters = none", site(**only), AMY)
+    none = {"commands": {"*": ("any",), "validate": ()}}
+    refused("policy commands: validate = none", site(**none), OLA, AMY, purpose="validate")
+    assert check(site(**none), AMY)
+
+
+def test_a_policy_that_does_not_speak_of_validation_takes_it_for_a_submission(site):
+    policy = site(submitters=("n:amy",))
+    refused("policy submitters = n:amy", policy, OLA, AMY, purpose="validate")
+    refused("policy submitters = n:amy", policy, AMY, LEA, purpose="validate")
+    assert check(policy, AMY, purpose="validate")
+
+
+def test_the_code_that_validates_needs_its_author_s_right(site):
+    policy = site(byoc=("n:amy",))
+    assert check(policy, OLA, AMY, purpose="validate")
+    refused("policy byoc = n:amy", policy, AMY, LEA, purpose="validate")
+    refused("role org_admin: byoc is not granted", site(), AMY, OLA, purpose="validate")
+    assert check(site(), AMY, OLA, code=False, purpose="validate")
+    refused("dataset secret: allow = o:site", site(), AMY, data=("secret",), purpose="validate")
+
+
+def test_what_validating_would_need(site):
+    request = Request(OLA, "validate", "validate", "clinic", "ola", "clinic")
+    assert site().would(request).allowed
+    assert site(submitters=()).would(request).rule == "policy submitters = none"

@@ -164,6 +164,15 @@ def test_preflight(people, site):
     text = f"preflight {json.dumps(ASKED | {'data': ['heart']})}"
     reply = ask(agent, "preflight", command(people, text, number=2), request_id="r2")
     refused(reply, "datasets.yml: heart is missing")
+    for number, (gpus, status) in enumerate(
+        [({"site-1": 8}, "ok"), ({"site-1": 9}, "refused"), ({"site-2": 9}, "ok")], start=10
+    ):
+        text = f"preflight {json.dumps(ASKED | {'gpus': gpus})}"
+        reply = ask(agent, "preflight", command(people, text, number=number), request_id=text)
+        assert reply.status == status
+    text = f"preflight {json.dumps(ASKED | {'processes': 9})}"
+    reply = ask(agent, "preflight", command(people, text, number=13), request_id="r13")
+    refused(reply, "environments.yml: max_processes = 8")
     for number, text in enumerate(("preflight", "preflight {}", "preflight []"), start=3):
         reply = ask(agent, "preflight", command(people, text, number=number), request_id=text)
         assert reply.status == "error"

@@ -68,11 +68,12 @@ class Child:
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, "RANK": str(self.start.rank)},
             )
             server.settimeout(20)
             self.socket, _ = server.accept()
-        assert self.next() == {"type": "hello", "secret": "the secret"}
-        assert not (self.scratch / SECRET).exists()
+        rank = self.start.rank
+        assert self.next() == {"type": "hello", "secret": "the secret", "rank": rank}
         self.socket.sendall(encode("start", asdict(self.start)))
         return self
 
@@ -105,7 +106,7 @@ class Child:
         order = Order(f"7/{number}/{kind}/site-1", seed, model)
         self.socket.sendall(encode("task", asdict(order)))
         said = [self.next()]
-        while said[-1]["type"] not in ("result", "failure"):
+        while said[-1]["type"] not in ("result", "done", "failure"):
             said.append(self.next())
         assert said[-1].pop("task") == order.task
         return said
@@ -129,12 +130,73 @@ def test_train_is_surrounded_by_validation(tmp_path):
         assert (result["file"], result["examples"], child.result()) == ("result.safetensors", 1, 2)
 
 
+CHANGING = """
+import numpy as np
+
+def train(model, context):
+    return {"w": np.full(1, 2, np.float32)}, 1
+
+def validate(model, context):
+    return {"score": float(model["w"][0])}, 4
+"""
+
+
+def test_a_change_is_left_beside_the_whole_model_that_it_makes(tmp_path):
+    with Child(tmp_path, CHANGING, delta=True) as child:
+        child.next()
+        *_, result = child.order("train", 5)
+        assert (result["file"], child.result(), result["local"]["score"]) == (
+            "result.safetensors", 7, 7,
+        )  # fmt: skip
+        assert load(child.box.box / "update.safetensors")["w"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [("{}", "has no tensors"), ('{"x": np.ones(1, np.float32)}', "no such tensor")],
+)
+def test_a_part_is_some_of_what_was_received(tmp_path, returned, error):
+    code = CHANGING.replace('{"w": np.full(1, 2, np.float32)}', returned)
+    with Child(tmp_path, code, partial=True) as child:
+        child.next()
+        *_, failure = child.order("train", 5)
+        assert error in failure["error"]
+
+
 def test_without_a_watch_there_is_only_training(tmp_path):
     with Child(tmp_path, NOTING, watch_metric="", watch_mode="") as child:
         child.next()
         *said, result = child.order("train", 1)
         assert [frame["type"] for frame in said] == ["phase", "metric"]
         assert (result["received"], result["local"]) == ({}, {})
+
+
+def test_a_rank_other_than_0_does_the_same_and_returns_nothing(tmp_path):
+    with Child(tmp_path, NOTING, rank=1, world_size=2) as child:
+        assert child.next() == {"type": "ready"}
+        trained = child.box.box / "result.safetensors"
+        child.order("validate.global", 0)
+        order = Order("7/1/train/site-1", 5, str(child.box.inbox / "model.safetensors"))
+        child.socket.sendall(encode("task", asdict(order)))
+        child.socket.settimeout(0.3)
+        with pytest.raises(TimeoutError):  # the trained model that it shall validate is rank 0's
+            child.next()
+        assert not trained.exists()
+        child.socket.settimeout(20)
+        save(trained, {"w": np.full(1, 9, np.float32)})
+        child.socket.sendall(encode("trained", {}))
+        assert child.next() == {"type": "done", "task": order.task}
+
+
+def test_what_another_rank_returns_need_be_no_result(tmp_path):
+    code = """
+    def train(model, context):
+        assert (context.rank, context.world_size) == (1, 3)
+        context.log_metric("loss", 1.0)
+    """
+    with Child(tmp_path, code, rank=1, world_size=3, watch_metric="") as child:
+        child.next()
+        assert child.order("train", 0) == [{"type": "done"}]
 
 
 def test_seeds_make_tasks_repeatable(tmp_path):

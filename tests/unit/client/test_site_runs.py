@@ -61,6 +61,7 @@ class FakeProcess:
     def __init__(self, spec, on_phase, on_metric):
         self.spec, self.on_phase, self.on_metric = spec, on_phase, on_metric
         self.state = "made"
+        self.spent = False
         self.made.append(self)
 
     async def start(self):
@@ -403,6 +404,54 @@ def test_the_policy_is_asked(world):
         )
         assert "'slow'" in text
         assert await runs.accept(*world.offer(who="lea", data=world.packed("lea")))
+        await runs.close()
+
+    play(go())
+
+
+def test_processes_are_what_the_signed_start_says(world, processes):
+    async def go():
+        runs = world.runs()
+        several = {"gpus": {"site-1": 3, "site-2": 9}}
+        await runs.accept(*world.offer(**several))
+        await runs.get(1).warm_up()
+        assert processes.made[-1].spec.processes == 3
+        await refused(runs.accept(*world.offer(2, 2, gpus={"site-1": 9})), "max_processes = 8")
+        await runs.accept(*world.offer(2, 2, gpus={"site-2": 9}))
+        assert runs.get(2).plan.processes == 1
+        await runs.close()
+        again = world.runs()
+        assert again.get(1).plan.processes == 3
+        await again.close()
+
+    play(go())
+
+
+def test_a_crash_is_noted_with_the_last_line_that_says_something(world, processes):
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer(gpus={"site-1": 2}))
+        tail = "Root cause\n  exitcode: -9 (SIGKILL)\n====="
+        processes.script.append(RunProcessCrashed("rank 1 went first", tail))
+        await runs.get(1).execute(TASK, None, world.folder)
+        assert [line["text"] for line in runs.get(1).troubles.lines] == [
+            "rank 1 went first: exitcode: -9 (SIGKILL)"
+        ]
+        await runs.close()
+
+    play(go())
+
+
+def test_processes_that_a_failure_has_ended_are_started_anew_without_a_crash(world, processes):
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer(gpus={"site-1": 2}))
+        run = runs.get(1)
+        await run.execute(TASK, None, world.folder)
+        processes.made[-1].spent = True
+        assert await run.execute(TASK, None, world.folder) == "done"
+        assert [each.state for each in processes.made] == ["aborted", "running"]
+        assert run.troubles.lines == []
         await runs.close()
 
     play(go())

@@ -71,6 +71,17 @@ def test_an_entry_survives_and_settles(tmp_path, run):
         spool.settle(NEXT, None)
 
 
+def test_an_adopted_entry_that_was_half_deleted_when_the_power_failed(tmp_path, run):
+    """Its way to the trash was undone, its emptying was not: the site must still start."""
+    Spool(tmp_path / "spool")
+    left = tmp_path / "spool" / "adopting" / "7,1,train,site-1"
+    left.mkdir()
+    (left / "result.safetensors").write_bytes(MODEL)
+    assert Spool(tmp_path / "spool").entries() == []
+    assert counter(run) == "old"
+    assert_clean(tmp_path)
+
+
 def test_a_result_may_have_no_model_and_no_state(tmp_path, run):
     spool = Spool(tmp_path / "spool")
     work = make_work(tmp_path, state="")

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,6 +32,7 @@ from flplatform.core.messages import ModelRef, TaskFailure, TaskId
 from flplatform.files.digest import digest_of_file
 from flplatform.files.modelfile import load_copy, save
 from flplatform.rpc.v1 import federated_pb2 as pb
+from flplatform.server.wire import make_wire
 from flplatform.store.blobs import FileBlobStore
 
 TRAIN = "7/1/train/site-1"
@@ -134,6 +137,8 @@ class FakeRun:
         self.state = folder / "state"
         self.state.mkdir(parents=True)
         self.turn = asyncio.Lock()
+        self.run = number
+        self.plan = SimpleNamespace(purpose="train")
         self.last_model = None
         self.troubles = Troubles()
         self.does: dict[str, list[object]] = {}
@@ -497,6 +502,23 @@ def test_what_is_spooled_comes_first_after_a_restart(world):
     play(go())
 
 
+def test_a_start_on_a_full_disk_still_asks_for_tasks(world, monkeypatch):
+    """No folder can be made: tasks fail one by one, and the site goes on asking."""
+
+    async def go():
+        (world.folder / "work" / "rest").mkdir(parents=True)
+        async with world.loop() as session:
+
+            def full(*_args, **_kwargs):
+                raise OSError(errno.ENOSPC, "no space left on device")
+
+            monkeypatch.setattr(Path, "mkdir", full)
+            await session.until(lambda: len(session.asked) == 1)
+        assert not (world.folder / "work" / "rest").exists()
+
+    play(go())
+
+
 def test_a_spooled_result_of_an_unknown_run(world):
     async def go():
         world.commit("9/1/train/site-1")
@@ -650,6 +672,15 @@ def test_failures_are_reported(world, step, error, traceback):
     assert world.runs[7].phases[-1] == "idle"
 
 
+@pytest.mark.parametrize("kind", [TRAIN, TRAIN.replace("train", "submit_model")])
+def test_a_run_that_was_started_for_validation_takes_nothing_else(world, kind):
+    world.runs[7].plan.purpose = "validate"
+    failure = fails(world, pb.Task(id=kind))
+    assert "started for validation: it takes no" in failure.error
+    assert "signed purpose" in failure.error
+    assert not any(call.startswith(("begin", "download")) for call in world.session.calls)
+
+
 def test_a_model_that_may_not_be_downloaded(world):
     blob = world.model()
     world.session.uploads[blob.digest] = [NotFoundError("no such blob")]
@@ -726,6 +757,53 @@ def test_filters_and_the_cap_on_examples(world, keep):
         np.testing.assert_allclose(arrays, 1.5, rtol=1e-6)
     assert len(keep) == 2
     assert results[0].blob == results[1].blob
+
+
+def wired(world, value: float, name: str) -> tuple[pb.Blob, pb.Blob]:
+    """Return a model and what sites download of it instead."""
+    model = world.model(value)
+    blobs = FileBlobStore(world.folder / "server")
+    ref = blobs.create(lambda path: path.write_bytes(world.source[model.digest]))
+    wire = make_wire(blobs, ref, name)
+    world.source[wire.digest] = blobs.path(wire.digest).read_bytes()
+    return model, pb.Blob(digest=wire.digest, size=wire.size)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16+zstd", "zstd"])
+def test_a_model_is_downloaded_as_the_task_says(world, name):
+    model, wire = wired(world, 1.0, name)
+    bases = []
+
+    async def look():
+        bases.append(load_copy(world.runs[7].last_model)["w"].tolist())
+
+    world.runs[7].does[TRAIN] = [look]
+    world.runs[7].does[NEXT] = [look]
+    tasks = [pb.Task(id=each, model=model, wire=wire, wire_codec=name) for each in (TRAIN, NEXT)]
+    results = sent(world, *tasks)
+    assert bases == [[1.0] * 4] * 2
+    assert [result.trained_from for result in results] == [model.digest] * 2
+    downloads = [call for call in world.session.calls if call.startswith("download")]
+    assert downloads == [f"download {wire.digest[-4:]}"], "once, and not the model itself"
+
+
+def test_an_update_is_sent_as_the_task_says(world, monkeypatch):
+    kept = []
+
+    async def send(channel, path, blob, transfer_id, *, token):
+        kept.append(load_copy(path))
+        await channel.send(transfer_id, path, blob)
+
+    monkeypatch.setattr(module, "send_blob", send)
+    sent(world, pb.Task(id=TRAIN, model=world.model(1.0), codec="bf16"))
+    assert [list(arrays) for arrays in kept] == [["h/w"]]
+    np.testing.assert_array_equal(kept[0]["h/w"].astype("f4"), 2)  # trained is 3, received was 1
+
+
+def test_a_change_that_the_codec_cannot_say_is_a_failure(world):
+    world.runs[7].does[TRAIN] = [{"w": np.full(4, 1e6, np.float32)}]
+    error = fails(world, pb.Task(id=TRAIN, model=world.model(1.0), codec="fp16")).error
+    assert "model['w']: codec fp16: a value is beyond float16; choose codec" in error
 
 
 def test_without_filters_the_bytes_stay(world, keep):

@@ -36,6 +36,7 @@ from flplatform.admin.modules.submission import SubmissionModule
 from flplatform.admin.modules.system import SystemModule
 from flplatform.admin.modules.taskname import TaskNameModule
 from flplatform.admin.modules.training import TrainingModule
+from flplatform.admin.modules.validating import ValidatingModule
 from flplatform.admin.modules.validation import ValidationModule
 from flplatform.admin.orders import OrderBook, Trust
 from flplatform.admin.ports import Control
@@ -56,8 +57,9 @@ from flplatform.hci import (
     Sessions,
 )
 from flplatform.rpc.interceptors import Caller, Guard
+from flplatform.rpc.pace import PaceLimits, Slots
 from flplatform.rpc.serving import make_server, serve
-from flplatform.rpc.streams import BlobService, Slots
+from flplatform.rpc.streams import BlobService
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security.audit import KitSeal, Seal
 from flplatform.security.authz import PERMISSIONS
@@ -134,6 +136,7 @@ def modules(parts: Parts) -> list[CommandModule]:
         StatusModule(control, hosts),
         ModelsModule(control, parts.transfers),
         ValidationModule(control),
+        ValidatingModule(control, parts.transfers),
         DiagnosisModule(control, hosts, parts.rights),
         LineageModule(control),
         TaskNameModule(control),
@@ -288,6 +291,7 @@ class FedAdminServer:
             slots,
             self._workers,
             moved=self._counters.add,
+            pace=PaceLimits(limits.min_transfer_bytes_s, limits.transfer_stall_s),
         )
         server.add_generic_rpc_handlers((transfers.handler(),))
         pb_grpc.add_AdminConsoleServicer_to_server(

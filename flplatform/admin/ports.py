@@ -11,6 +11,7 @@ from flplatform.core.lineage import LineageControl
 from flplatform.core.logs import LogsControl
 from flplatform.core.staging import StagingControl
 from flplatform.core.stats import StatsControl
+from flplatform.core.validation import ValidationControl
 
 
 class Control(RunsControl, ModelsControl, SitesControl, ServerControlPort, Protocol):
@@ -47,3 +48,7 @@ class Control(RunsControl, ModelsControl, SitesControl, ServerControlPort, Proto
     @property
     def stats(self) -> StatsControl:
         """The server process's own errors and numbers."""
+
+    @property
+    def validations(self) -> ValidationControl:
+        """Validation on demand."""

@@ -238,7 +238,7 @@ class Rights:
                 whose = source.submitter, source.submitter_organisation
             yield Request(actor, command, permission, self._organisation, *whose)
         elif isinstance(args, ForRun):
-            number = current_run(self._control, args.run, ended=permission == "view")
+            number = current_run(self._control, args.run, ended=permission in ("view", "validate"))
             run = self._control.run(number)
             yield Request(
                 actor,

@@ -13,7 +13,7 @@ from flplatform.core.errors import (
     ResourceExhaustedError,
 )
 from flplatform.core.messages import ModelRef
-from flplatform.core.model import Manifest
+from flplatform.core.model import Manifest, PartOf
 from flplatform.core.ports import BlobStore, BlobWriter
 from flplatform.hci import AdminSession
 from flplatform.rpc.interceptors import Caller
@@ -60,12 +60,18 @@ class PortBlobs:
         return staged or self._blobs.path(digest)
 
     def receive(
-        self, transfer_id: str, blob: ModelRef, manifest: Manifest | None = None
+        self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None = None
     ) -> BlobWriter:
         """Start or resume receiving a blob, see `ports.BlobStore`: by its id, at its place."""
+        return self._store(transfer_id).receive(transfer_id, blob, manifest)
+
+    def forget(self, transfer_id: str) -> None:
+        """Delete what an interrupted transfer has left."""
+        self._store(transfer_id).forget(transfer_id)
+
+    def _store(self, transfer_id: str) -> BlobStore:
         match = _FILE.fullmatch(transfer_id)
-        store = self._user_files.store(match[1]) if match else self._blobs
-        return store.receive(transfer_id, blob, manifest)
+        return self._user_files.store(match[1]) if match else self._blobs
 
 
 class Transfers:

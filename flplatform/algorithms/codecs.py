@@ -3,8 +3,9 @@
 A wire file is a model file of other tensors. Float tensors are encoded, as the change from a base
 where there is one: changes are small, and so is their error. Other tensors travel as they are.
 
-    bf16, fp16   t/NAME                float64 and float32 rounded to two bytes
+    bf16, fp16   h/NAME, d/NAME        float32, float64 rounded to two bytes
     int8         q/NAME and s/NAME     int8 and a float32 scale per block of `BLOCK` values
+    all          t/NAME                as it is
 
 Linear quantisation by blocks, each scaled by its largest magnitude: Dettmers et al., 2022. The
 error of a value is at most half a unit of its last place (bf16, fp16), or half its block's scale,
@@ -17,17 +18,49 @@ from typing import Literal, get_args
 import numpy as np
 
 from flplatform.algorithms.tiles import Tile, Write, tiles_of
-from flplatform.core.errors import ModelFormatError
-from flplatform.core.model import DTYPES, Array, Arrays, Manifest, TensorSpec, is_float
+from flplatform.core.errors import InvalidArgumentError, ModelFormatError
+from flplatform.core.model import (
+    DTYPES,
+    Array,
+    Arrays,
+    Manifest,
+    TensorSpec,
+    encode_header,
+    is_float,
+    parse_header,
+)
 
 Codec = Literal["none", "bf16", "fp16", "int8"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
+PACKED = "zstd"
+"""Named beside a codec or alone: what crosses the wire is compressed as well."""
 
 BLOCK = 1024
 """Values that share a scale; tiles begin and end at blocks."""
 LEVELS = 127.0
 
 _HALVES = {"bf16": "BF16", "fp16": "F16"}
+_PREFIXES = {"F32": "h/", "F64": "d/"}
+_WIDE = {prefix: code for code, prefix in _PREFIXES.items()}
+
+
+def split_codec(name: str) -> tuple[Codec, bool]:
+    """Return what a job's `codec` names: a codec, and whether zstd follows.
+
+    Raises:
+        InvalidArgumentError: this release does not know it.
+    """
+    if name == PACKED:
+        return "none", True
+    first, plus, after = name.partition("+")
+    for codec in CODECS:
+        if first == codec and (not plus or (after == PACKED and codec != "none")):
+            return codec, after == PACKED
+    raise InvalidArgumentError(
+        f"{name[:60]!r} is unknown to this release",
+        field="codec",
+        hint=f"known are {', '.join(CODECS)}, each but none also with +{PACKED}, and {PACKED}",
+    )
 
 
 def wire_manifest(codec: Codec, manifest: Manifest) -> Manifest:
@@ -40,14 +73,56 @@ def wire_manifest(codec: Codec, manifest: Manifest) -> Manifest:
             blocks = -(-math.prod(spec.shape) // BLOCK)
             specs.append(TensorSpec(f"q/{spec.name}", "I8", spec.shape))
             specs.append(TensorSpec(f"s/{spec.name}", "F32", (blocks,)))
+        elif codec != "int8" and spec.dtype in _PREFIXES:
+            name = _PREFIXES[spec.dtype] + spec.name
+            specs.append(TensorSpec(name, _HALVES[codec], spec.shape))
         else:
-            dtype = _HALVES[codec] if codec != "int8" and _is_wide(spec) else spec.dtype
-            specs.append(TensorSpec(f"t/{spec.name}", dtype, spec.shape))
+            specs.append(TensorSpec(f"t/{spec.name}", spec.dtype, spec.shape))
     return Manifest(tuple(sorted(specs, key=lambda spec: spec.name)))
 
 
-def _is_wide(spec: TensorSpec) -> bool:
-    return spec.dtype in ("F64", "F32")
+def check_codec(name: str, manifest: Manifest) -> None:
+    """Refuse a codec whose wire file of this model could not be read.
+
+    Raises:
+        InvalidArgumentError: this release does not know the codec.
+        ModelFormatError: too many tensors, or names that are too long.
+    """
+    wire = wire_manifest(split_codec(name)[0], manifest)
+    parse_header(encode_header(wire), wire.file_bytes())
+
+
+def part_on_wire(codec: Codec, whole: Manifest, found: Manifest) -> Manifest:
+    """Return which tensors of the model `whole` a wire file holds: all or some of them.
+
+    Raises:
+        ModelFormatError: the tensors in the file are not those of such a part.
+    """
+    names = {spec.name for spec in found.tensors}
+    part = Manifest(
+        tuple(
+            spec
+            for spec in whole.tensors
+            if wire_manifest(codec, Manifest((spec,))).tensors[0].name in names
+        )
+    )
+    wire_manifest(codec, part).check_same(found, "update")
+    return part
+
+
+def model_on_wire(found: Manifest) -> Manifest:
+    """Return the tensors of the model that a wire file of bf16 or fp16 holds.
+
+    Raises:
+        ModelFormatError: it is no such file.
+    """
+    specs = []
+    for spec in found.tensors:
+        prefix, name = spec.name[:2], spec.name[2:]
+        if prefix not in ("t/", *_WIDE) or not name:
+            raise ModelFormatError("is no tensor of a model on the wire", field=spec.name[:60])
+        specs.append(TensorSpec(name, _WIDE.get(prefix, spec.dtype), spec.shape))
+    return Manifest(tuple(sorted(specs, key=lambda spec: spec.name)))
 
 
 def encode(
@@ -69,7 +144,7 @@ def encode(
     for tile in tiles_of(manifest):
         values = arrays[tile.name].reshape(-1)[tile.cut]
         spec = specs[tile.name]
-        if not is_float(values.dtype) or (codec != "int8" and not _is_wide(spec)):
+        if _as_it_is(codec, spec):
             out(f"t/{tile.name}", tile.start, values)
             continue
         wide = values.astype(np.float64)
@@ -77,14 +152,26 @@ def encode(
             if base is not None:
                 wide -= base[tile.name].reshape(-1)[tile.cut]
         if codec == "int8":
-            quantised, scales = _quantise(wide, tile.name)
+            quantised, scales = _quantise(wide, tile.name, codec)
             out(f"q/{tile.name}", tile.start, quantised)
             out(f"s/{tile.name}", tile.start // BLOCK, scales)
         else:
-            out(f"t/{tile.name}", tile.start, _narrow(wide, DTYPES[_HALVES[codec]], tile.name))
+            half = _narrow(wide, DTYPES[_HALVES[codec]], tile.name, codec)
+            out(_PREFIXES[spec.dtype] + tile.name, tile.start, half)
 
 
-def decode(codec: Codec, manifest: Manifest, wire: Arrays, base: Arrays | None, out: Write) -> None:
+def _as_it_is(codec: Codec, spec: TensorSpec) -> bool:
+    return not is_float(DTYPES[spec.dtype]) if codec == "int8" else spec.dtype not in _PREFIXES
+
+
+def decode(
+    codec: Codec,
+    manifest: Manifest,
+    wire: Arrays,
+    base: Arrays | None,
+    out: Write,
+    base_codec: Codec = "none",
+) -> None:
     """Undo `encode`.
 
     Args:
@@ -93,17 +180,24 @@ def decode(codec: Codec, manifest: Manifest, wire: Arrays, base: Arrays | None, 
         wire: the tensors of the wire file, of `wire_manifest`.
         base: as given to `encode`, with the same values.
         out: takes the tensors of the model.
+        base_codec: how `base` itself had come to who encoded: its values are rounded like that.
 
     Raises:
         ModelFormatError: a value is beyond its tensor's dtype.
     """
     specs = {spec.name: spec for spec in manifest.tensors}
     for tile in tiles_of(manifest):
-        out(tile.name, tile.start, decode_tile(codec, specs[tile.name], tile, wire, base))
+        values = decode_tile(codec, specs[tile.name], tile, wire, base, base_codec)
+        out(tile.name, tile.start, values)
 
 
 def decode_tile(
-    codec: Codec, spec: TensorSpec, tile: Tile, wire: Arrays, base: Arrays | None
+    codec: Codec,
+    spec: TensorSpec,
+    tile: Tile,
+    wire: Arrays,
+    base: Arrays | None,
+    base_codec: Codec = "none",
 ) -> Array:
     """Return one tile of the model, flat; see `decode`.
 
@@ -111,27 +205,31 @@ def decode_tile(
         ModelFormatError: a value is beyond its tensor's dtype.
     """
     dtype = DTYPES[spec.dtype]
-    if not is_float(dtype) or (codec != "int8" and not _is_wide(spec)):
+    if _as_it_is(codec, spec):
         return wire[f"t/{tile.name}"].reshape(-1)[tile.cut]
     if codec == "int8":
         wide = wire[f"q/{tile.name}"].reshape(-1)[tile.cut].astype(np.float64)
         scales = wire[f"s/{tile.name}"][tile.start // BLOCK : -(-tile.stop // BLOCK)]
         wide *= np.repeat(scales.astype(np.float64), BLOCK)[: wide.size]
     else:
-        wide = wire[f"t/{tile.name}"].reshape(-1)[tile.cut].astype(np.float64)
+        wide = wire[_PREFIXES[spec.dtype] + tile.name].reshape(-1)[tile.cut].astype(np.float64)
     if base is not None:
+        origin = base[tile.name].reshape(-1)[tile.cut]
+        if base_codec != "none" and not _as_it_is(base_codec, spec):
+            half = DTYPES[_HALVES[base_codec]]
+            origin = _narrow(origin.astype(np.float64), half, tile.name, base_codec)
         with np.errstate(over="ignore"):  # an infinite sum is refused below
-            wide += base[tile.name].reshape(-1)[tile.cut]
+            wide += origin.astype(np.float64)
     return _narrow(wide, dtype, tile.name)
 
 
-def _quantise(values: Array, name: str) -> tuple[Array, Array]:
+def _quantise(values: Array, name: str, codec: Codec) -> tuple[Array, Array]:
     """Return int8 levels and float32 scales; a block of zeros has scale 0."""
     padded = np.zeros(-(-values.size // BLOCK) * BLOCK)
     padded[: values.size] = values
     blocks = padded.reshape(-1, BLOCK)
     largest = np.maximum(blocks.max(axis=1, initial=0.0), -blocks.min(axis=1, initial=0.0))
-    scales = _narrow(largest / LEVELS, np.dtype("<f4"), name)
+    scales = _narrow(largest / LEVELS, np.dtype("<f4"), name, codec)
     # A scale rounded down, or to nothing, must not push the largest value beyond the levels.
     short = scales.astype(np.float64) * LEVELS < largest
     scales[short] = np.nextafter(scales[short], np.float32(np.inf))
@@ -140,7 +238,7 @@ def _quantise(values: Array, name: str) -> tuple[Array, Array]:
     return levels.astype(np.int8).reshape(-1)[: values.size], scales
 
 
-def _narrow(values: Array, dtype: np.dtype[np.generic], name: str) -> Array:
+def _narrow(values: Array, dtype: np.dtype[np.generic], name: str, codec: Codec = "none") -> Array:
     """Round float64 values to a dtype.
 
     Raises:
@@ -149,10 +247,12 @@ def _narrow(values: Array, dtype: np.dtype[np.generic], name: str) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         result: Array = values.astype(dtype)
     if not np.isfinite(result).all():
+        by = "" if codec == "none" else f"codec {codec}: "
+        others = "none, zstd or bf16" if codec == "fp16" else "none or zstd"
         raise ModelFormatError(
-            f"a value is beyond {dtype.name}",
+            f"{by}a value is beyond {dtype.name}",
             field=f"model[{name!r}]",
-            hint="choose codec bf16 or none" if dtype == np.float16 else "",
+            hint=f"choose codec {others} in job.yml" if by else "",
         )
     return result
 

@@ -2,6 +2,7 @@
 
     inbox/model.safetensors   the task's model; read-only for the run process
     box/result.safetensors    the trained model
+    box/update.safetensors    what training returned, if that is not the whole model
     box/state/                `context.state_dir`
 
 The site's parent follows no link in the box and takes *copies*: files that nobody else holds
@@ -50,8 +51,8 @@ class Box:
         if state is not None:
             copy_folder(state, self.box / STATE_FOLDER, max_state_bytes)
 
-    def collect_model(self, target: Path, max_bytes: int) -> None:
-        """Copy the model that a task made to the file `target`.
+    def collect_model(self, target: Path, max_bytes: int, name: str = RESULT_FILE) -> None:
+        """Copy the model that a task made, or its update, to the file `target`.
 
         Raises:
             InvalidArgumentError: there is none, or something odd lies in its place.
@@ -59,7 +60,7 @@ class Box:
             OSError: the disk is full.
         """
         with _opened(self.box) as box:
-            _copy_file(box, RESULT_FILE, target, _Budget(max_bytes, "the model"))
+            _copy_file(box, name, target, _Budget(max_bytes, "the model"))
 
     def collect_state(self, target: Path, max_bytes: int) -> None:
         """Copy the user's state that a task left into the new folder `target`.

@@ -25,6 +25,7 @@ from flplatform.client.spool import Spool
 from flplatform.client.stats import stats_verbs
 from flplatform.client.task_loop import TaskLoop
 from flplatform.client.troubles import Troubles
+from flplatform.client.validating import validation_verb
 from flplatform.client.verbs import SiteVerb
 from flplatform.client.why import why_verb
 from flplatform.core.config import Isolation
@@ -133,6 +134,7 @@ class SiteClient:
             *officer.verbs(),
             *basic_verbs(policy, end, facts),
             deploy_verb(policy),
+            validation_verb(policy, self._runs.busy),
             delete_verb(self._runs, self._kit.folder / "logs", self._kit.state_folder() / "runs"),
             why_verb(self._runs, self._downloads, self._kit.state_folder()),
             *SiteShell(
@@ -252,8 +254,9 @@ class SiteClient:
 
     def _status(self) -> Mapping[str, Any]:
         days = (self._kit.identity.not_after - datetime.now(UTC)).total_seconds() / 86400
-        runs = [
-            {"run": run, "round": number, "phase": phase, "since_s": since, "isolation": isolation}
-            for run, number, phase, since, isolation in (r.report() for r in self._runs.all())
-        ]
+        runs: list[dict[str, Any]] = []
+        for each in self._runs.all():
+            run, number, phase, since, isolation = each.report()
+            report = {"run": run, "round": number, "phase": phase, "since_s": since}
+            runs.append({**report, "isolation": isolation, "processes": each.plan.processes})
         return {"isolation": self._isolation, "runs": runs, "certificate_days": days}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from flplatform.client.verbs import SiteVerb
 from flplatform.core.config import Environment, Isolation, SitePolicy
@@ -14,11 +15,15 @@ from flplatform.security.authz import (
     decide_at_site,
     decide_dataset,
     decide_job,
+    decide_validation,
     demand,
 )
 from flplatform.security.denials import Denials
 from flplatform.security.identity import Identity
 from flplatform.security.kit import Kit
+
+Purpose: TypeAlias = Literal["train", "validate"]
+"""What a start order allows; see `security.signing.StartOrder`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +34,15 @@ class Plan:
         data: dataset name → path.
         environment: interpreter and limits.
         isolation: the level it will run under.
+        processes: how many work on it together.
+        purpose: `validate` allows tasks that measure models, and no others.
     """
 
     data: Mapping[str, Path]
     environment: Environment
     isolation: Isolation
+    processes: int = 1
+    purpose: Purpose = "train"
 
 
 class Policy:
@@ -58,6 +67,11 @@ class Policy:
         self._denials = denials or Denials()
         self._rules = rules or (lambda: kit.local.site_policy)
 
+    @property
+    def site(self) -> str:
+        """The name of the site whose policy this is."""
+        return self._kit.identity.name
+
     def check_job(
         self,
         submitter: Identity,
@@ -66,6 +80,8 @@ class Policy:
         has_code: bool,
         data: Sequence[str],
         environment: str,
+        processes: int = 1,
+        purpose: Purpose = "train",
     ) -> Plan:
         """Return what the job would get, or refuse it.
 
@@ -76,8 +92,12 @@ class Policy:
         policy = self._rules()
         for actor in dict.fromkeys((submitter, author)):
             self._denials.demand(actor)
-            request = self._request(actor, "submit_job", "train", submitter)
-            demand(decide_job(policy, request, has_code), request)
+            if purpose == "train":
+                request = self._request(actor, "submit_job", "train", submitter)
+                demand(decide_job(policy, request, has_code), request)
+        if purpose == "validate":
+            request = self._request(submitter, "validate", "validate", submitter)
+            demand(decide_validation(policy, request, author, has_code), request)
         foreign = has_code and author.organisation != self._kit.identity.organisation
         if self._isolation == "none":
             if policy.minimum_isolation != "none":
@@ -97,9 +117,10 @@ class Policy:
                 rule="environments.yml",
                 hint=f"known: {', '.join(sorted(local.environments.environments))}",
             )
+        _check_processes(processes, found, environment)
         request = self._request(submitter, "submit_job", "train", submitter)
         paths = {name: self._dataset(name, request) for name in data}
-        return Plan(paths, found, self._isolation)
+        return Plan(paths, found, self._isolation, processes, purpose)
 
     def _dataset(self, name: str, request: Request) -> Path:
         dataset = self._kit.local.datasets.datasets.get(name)
@@ -150,6 +171,8 @@ class Policy:
             code = request.command == "byoc"
             job = replace(request, command="submit_job", permission="train")
             return decide_job(self._rules(), job, code)
+        if request.command == "validate":
+            return decide_validation(self._rules(), request, request.actor, False)
         return decide_at_site(self._rules(), request)
 
     def _request(
@@ -166,4 +189,19 @@ class Policy:
             site_organisation=self._kit.identity.organisation,
             submitter=submitter.name,
             submitter_organisation=submitter.organisation,
+        )
+
+
+def _check_processes(processes: int, environment: Environment, name: str) -> None:
+    gpus, most = len(environment.gpus), environment.max_processes
+    if gpus and processes > gpus:
+        count = f"{gpus} GPU{'s' if gpus > 1 else ''}"
+        raise PermissionDeniedError(
+            f"{processes} processes, one per GPU, do not fit: environment {name!r} has {count}",
+            rule="environments.yml: gpus",
+        )
+    if not gpus and processes > most:
+        raise PermissionDeniedError(
+            f"environment {name!r} allows {most} processes for a run, not {processes}",
+            rule=f"environments.yml: max_processes = {most}",
         )

@@ -50,6 +50,12 @@ class PreflightBody(Strict):
     data: tuple[str, ...]
     environment: str
     sites: tuple[str, ...]
+    gpus: dict[str, Annotated[int, Field(ge=1)]] = {}
+    processes: Annotated[int, Field(ge=1)] = 1
+
+    def processes_at(self, site: str) -> int:
+        """Return how many processes are to work on the job at a site."""
+        return self.gpus.get(site, self.processes)
 
 
 class Starter(Protocol):
@@ -232,6 +238,7 @@ def basic_verbs(
             has_code=question.has_code,
             data=question.data,
             environment=question.environment,
+            processes=question.processes_at(policy.site),
         )
         return {"isolation": plan.isolation}
 

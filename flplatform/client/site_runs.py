@@ -131,7 +131,7 @@ class SiteRun:
                 except RunProcessCrashed as error:
                     log.warning("run %d: %s crashed (%d): %s", self.run, task.id, crashes, error)
                     self.troubles.held_up = f"crashed {crashes} of {MAX_CRASHES}"
-                    last = error.log_tail.rpartition("\n")[2]
+                    last = _last_words(error.log_tail)
                     self.troubles.note(f"{error}: {last}" if last else str(error))
                     await self.abort()
                     if crashes == MAX_CRASHES:
@@ -149,6 +149,8 @@ class SiteRun:
     async def _ready(self) -> RunProcess:
         if self._closed:
             raise FailedPreconditionError(f"run {self.run} has ended here", rule="run_ended")
+        if self._process is not None and self._process.spent:
+            await self.abort()
         if self._process is None:
             job = self.package.job
             spec = RunSpec(
@@ -164,8 +166,12 @@ class SiteRun:
                 data=self.plan.data,
                 watch=job.watch,
                 environment=self.plan.environment,
+                environment_name=job.environment,
+                processes=self.plan.processes,
                 isolation=self.plan.isolation,
                 hidden=(self._kit.state_folder(),),
+                delta=job.updates == "delta",
+                partial=job.partial_updates,
                 on_lines=self._on_lines,
             )
             process = RunProcess(spec, on_phase=self.enter, on_metric=self._metric)
@@ -244,7 +250,7 @@ class SiteRuns:
                 if digest_of_file(path)[0] != f"blake3:{order.job_digest}":
                     raise DataLossError(f"{path} is not the package that was signed")
                 package = open_package(path, self._trust(), record.accepted)
-                plan = self._check(identity, package)
+                plan = self._check(identity, package, order)
             except (FLError, OSError, ValueError) as error:
                 log.error("%s is not resumed: %s", folder.name, error)
                 continue
@@ -253,13 +259,15 @@ class SiteRuns:
         if self._submissions != known:  # a kill came between accepting one and noting it
             self._note_submissions(self._submissions)
 
-    def _check(self, submitter: Identity, package: Package) -> Plan:
+    def _check(self, submitter: Identity, package: Package, order: StartOrder) -> Plan:
         return self._policy.check_job(
             submitter,
             package.author,
             has_code=package.has_code,
             data=package.job.data,
             environment=package.job.environment,
+            processes=order.gpus.get(self._kit.identity.name, 1),
+            purpose=order.purpose,
         )
 
     def _add(
@@ -304,7 +312,7 @@ class SiteRuns:
             path = await self._fetch(ModelRef(body.digest, body.size))
             now = datetime.now(UTC)
             package = await asyncio.to_thread(open_package, path, self._trust(), now)
-            plan = self._check(submitter, package)
+            plan = self._check(submitter, package, order)
             busy = sum(
                 run.package.job.environment == package.job.environment
                 for run in self._runs.values()
@@ -444,6 +452,12 @@ class SiteRuns:
         await asyncio.gather(*warming, return_exceptions=True)
         await asyncio.gather(*(run.abort() for run in self._runs.values()))
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
+
+
+def _last_words(text: str) -> str:
+    """Return the last line that says something: torchrun ends its report with a bar."""
+    lines = reversed(text.splitlines())
+    return next((line for line in lines if any(map(str.isalnum, line))), "")
 
 
 async def _warm(run: SiteRun) -> None:

@@ -196,6 +196,8 @@ class Spool:
 
     def _adopt(self, settled: Path) -> None:
         """Give a settled state the next number in its run's folder, then drop the older ones."""
+        if not (settled / TARGET).exists():
+            return  # adopted before a crash that undid its way to the trash, and not its emptying
         file = parse_json(_TargetFile, (settled / TARGET).read_bytes(), str(settled / TARGET))
         target = Path(os.path.normpath(self._folder / file.state))
         if not target.parent.is_dir():

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from flplatform.algorithms.filters import FILTERS
+from flplatform.algorithms.codecs import PACKED
 from flplatform.client.cache import trim
 from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
+from flplatform.client.outgoing import prepare
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.site_runs import SiteRun, SiteRuns
 from flplatform.client.spool import Spool, SpooledResult
 from flplatform.client.troubles import Troubles
+from flplatform.client.wire import decode_model
 from flplatform.core.config import SitePolicy
 from flplatform.core.errors import (
     AlreadyExistsError,
@@ -34,9 +36,7 @@ from flplatform.core.errors import (
 from flplatform.core.messages import TRAIN, ModelRef, Task, TaskFailure, TaskId
 from flplatform.core.ports import BlobStore
 from flplatform.files.counters import Counters
-from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import private_dir
-from flplatform.files.modelfile import check_finite, load, read_layout, save
 from flplatform.rpc.streams import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 
@@ -72,12 +72,14 @@ class TaskLoop:
         self._answering: set[str] = set()
         self._withdrawn: set[str] = set()
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._decoded: dict[str, str] = {}
+        """Digest of a downloaded wire blob → that of the model made from it."""
         self.counters = Counters()
 
     async def run(self) -> None:
         """Work until cancelled."""
-        shutil.rmtree(self._work, ignore_errors=True)
-        private_dir(self._work)
+        for leftover in self._work.iterdir():
+            shutil.rmtree(leftover, ignore_errors=True)
         for entry in self._spool.entries():
             self._begin(entry.task_id, partial(self._submit, entry))
         await self._session.repeat("get tasks", self._step)
@@ -134,9 +136,10 @@ class TaskLoop:
                 self._begin(TaskId.parse(task_id), partial(self._do, offer))
 
     async def _trim_cache(self, tasks: Iterable[pb.Task]) -> None:
-        keep = (
-            {task.model.digest for task in tasks} | self._runs.needed_blobs() | set(self._fetching)
-        )
+        wires = {task.wire.digest for task in tasks if task.HasField("wire")}
+        self._decoded = {wire: made for wire, made in self._decoded.items() if wire in wires}
+        keep = {task.model.digest for task in tasks} | wires | set(self._decoded.values())
+        keep |= self._runs.needed_blobs() | set(self._fetching)
         await asyncio.to_thread(trim, self._blobs, keep, self._cache_bytes)
 
     async def _end(self, run: int, status: str) -> None:
@@ -170,8 +173,14 @@ class TaskLoop:
 
     async def _do(self, offer: pb.Task) -> None:
         task_id = TaskId.parse(offer.id)
-        model = ModelRef(offer.model.digest, offer.model.size) if offer.HasField("model") else None
-        task = Task(task_id, offer.seed, model)
+        task = Task(
+            task_id,
+            offer.seed,
+            ModelRef(offer.model.digest, offer.model.size) if offer.HasField("model") else None,
+            offer.codec or "none",
+            ModelRef(offer.wire.digest, offer.wire.size) if offer.HasField("wire") else None,
+            offer.wire_codec or "none",
+        )
         if entry := self._spool.get(task_id):
             return await self._submit(entry)
         run = self._runs.get(task_id.run)
@@ -200,10 +209,15 @@ class TaskLoop:
         return await self._submit(outcome)
 
     async def _produce(self, run: SiteRun, task: Task) -> SpooledResult | TaskFailure:
+        if run.plan.purpose == "validate" and not task.id.owner:
+            raise PermissionDeniedError(
+                f"run {run.run} was started for validation: it takes no {task.id.kind} task",
+                rule="signed purpose",
+            )
         model = None
         if task.model:
             run.enter("downloading")
-            model = await self.fetch(task.model, run.troubles)
+            model = await self._fetch_model(task, run)
             if task.id.kind == TRAIN:
                 run.last_model = model
         work = self._work / str(task.id).replace("/", "-")
@@ -216,22 +230,27 @@ class TaskLoop:
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
 
+    async def _fetch_model(self, task: Task, run: SiteRun) -> Path | None:
+        """Download a task's model, if it has one, in the form in which it crosses the wire."""
+        if task.model is None or task.wire is None:
+            return await self.fetch(task.model, run.troubles) if task.model else None
+        if task.wire_codec == PACKED and self._blobs.has(task.model.digest):
+            return self._blobs.path(task.model.digest)
+        known = self._decoded.get(task.wire.digest)
+        if known is None or not self._blobs.has(known):
+            wire = await self.fetch(task.wire, run.troubles)
+            known = await _whole(asyncio.to_thread(decode_model, self._blobs, task, wire))
+            self._decoded[task.wire.digest] = known
+        return self._blobs.path(known)
+
     def _spool_result(
         self, task: Task, outcome: Outcome, base: Path | None, work: Path
     ) -> SpooledResult:
-        """Check and filter what the run process made, outside its reach, and spool it.
-
-        Filters compare a model with `base`: the one it was trained from, or for the best local
-        model the last one that was received for training.
-        """
-        blob = None
+        """Make what is sent of what the run process made, outside its reach, and spool it."""
+        blob = prepare(work, outcome, base, self.policy.filters, task)
         examples = outcome.examples
-        if outcome.file:
-            path = work / outcome.file
-            self._filter(path, base)
-            if self.policy.max_examples is not None:
-                examples = min(examples, self.policy.max_examples)
-            blob = ModelRef(*digest_of_file(path))
+        if blob and self.policy.max_examples is not None:
+            examples = min(examples, self.policy.max_examples)
         entry = SpooledResult(
             task_id=task.id,
             blob=blob,
@@ -243,24 +262,6 @@ class TaskLoop:
         )
         self._spool.commit(entry, work)
         return entry
-
-    def _filter(self, path: Path, base: Path | None) -> None:
-        arrays = load(path)
-        check_finite(arrays)
-        if base:
-            read_layout(base).manifest.check_same(read_layout(path).manifest, "update")
-        if not self.policy.filters:
-            return
-        if base is None:
-            raise FailedPreconditionError(
-                "no model was received since this site's restart that filters could compare with",
-                rule="policy filters",
-            )
-        for item in self.policy.filters:
-            arrays = FILTERS.create(item.name, item.args, "filters")(arrays, load(base))
-        filtered = path.with_suffix(".filtered")
-        save(filtered, arrays)
-        filtered.replace(path)
 
     # ---- answering ----
 

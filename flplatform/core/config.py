@@ -105,6 +105,8 @@ class ServerLimits(Strict):
     max_connection_age_s: Annotated[float, Field(ge=1, le=3600)] = 3600.0
     transfer_slots: int = Field(32, ge=1)
     transfer_slots_per_site: int = Field(2, ge=1)
+    min_transfer_bytes_s: float = Field(64_000.0, ge=0, allow_inf_nan=False)
+    transfer_stall_s: Seconds = 30.0
     reserve_bytes: Bytes = 1 << 30
     max_model_bytes: Bytes = 64 << 30
     max_job_bytes: Bytes = 1 << 30
@@ -261,8 +263,9 @@ class Environments(Strict):
 
 
 class Resources(Strict):
-    """`local/resources.yml`: what this host gives; the last two are read by a server only.
+    """`local/resources.yml`: what this host gives; the last three are read by a server only.
 
+    `state_reconnect_s` is how long a lost connection to the database of `state_url` may stay lost.
     `command_modules` names the console modules of installed packages that are loaded; no others.
     """
 
@@ -271,4 +274,5 @@ class Resources(Strict):
     log_bytes: Bytes = 50 << 20
     log_files: int = Field(5, ge=1)
     state_url: str = ""
+    state_reconnect_s: Seconds = 60.0
     command_modules: tuple[Name, ...] = ()

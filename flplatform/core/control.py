@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from flplatform.core.events import SourceModel
 from flplatform.core.messages import ModelRef
 
 
@@ -65,6 +66,8 @@ class RunView:
         gpus: target → processes that it was told to start, where it was told a number.
         phase: `round` while one is open; `score`, `submit` or `validate` while a gathering is.
         results: results that the open round or gathering has accepted.
+        tasks, settled: tasks of the latest gathering, and how many have a result or have failed.
+        source_run: of a validation on demand, the run whose models it validates.
     """
 
     run: int
@@ -90,6 +93,9 @@ class RunView:
     gpus: Mapping[str, int] = field(default_factory=dict)
     phase: str = ""
     results: int = 0
+    tasks: int = 0
+    settled: int = 0
+    source_run: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,20 @@ class RoundMetrics:
 
 @dataclass(frozen=True, slots=True)
 class MatrixView:
-    """A cross-site validation; see `server.validation.CrossValidation`."""
+    """The matrix of a run.
+
+    Attributes:
+        owners: model owners, sites in name order first, `global` last.
+        sites: data sites in name order.
+        cells: (owner, site) → metrics.
+        gaps: (owner, site) → why there is no cell; owner `*` where a site has none at all, site
+            `*` where there is no model.
+        global_round: round of the best global model.
+        complete: whether the step is done.
+        metric, mode: as in RunView.
+        models: owner → what its model is.
+        source_run: of a validation on demand, the run whose models these are.
+    """
 
     owners: tuple[str, ...]
     sites: tuple[str, ...]
@@ -129,6 +148,8 @@ class MatrixView:
     complete: bool
     metric: str
     mode: str
+    models: Mapping[str, SourceModel] = field(default_factory=dict)
+    source_run: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,17 @@ class Blob(Strict):
     size: int
 
 
+class SourceModel(Blob):
+    """A model of an earlier run that a run validates.
+
+    `best` and `latest` are global models of that moment, `round` is a chosen one; `local` is a
+    site's best local model, `update` what the site sent for a round.
+    """
+
+    kind: Literal["best", "latest", "round", "local", "update"]
+    round: int
+
+
 class Target(Strict):
     """One contribution to a closed round, as aggregation reads it."""
 
@@ -57,6 +68,8 @@ class RunNumbered(Event):
     job_name: str
     submitter: str
     organisation: str = ""
+    source_run: int = 0
+    """Of a validation on demand: the run whose models it validates."""
 
 
 class RunSummarised(Event):
@@ -159,6 +172,16 @@ class RunOpened(Event):
     sites: tuple[str, ...]
     min_clients: int
     initial_model: Blob
+    wire: Blob | None = None
+    """The initial model as sites download it, if the job has `codec_down`."""
+    source_run: int = 0
+    """Of a validation on demand: the run whose models it validates."""
+    source_round: int = 0
+    """The last round that the source run had opened."""
+    source_models: dict[str, SourceModel] = {}
+    """Model owner → model to validate."""
+    source_gaps: dict[str, str] = {}
+    """Model owner → why there is no model of it."""
 
 
 class SiteAnswered(Event):
@@ -219,6 +242,8 @@ class UpdateAccepted(Event):
     metrics: dict[str, float] = {}
     received: dict[str, float] = {}
     received_examples: int = 0
+    wire: str = ""
+    """Digest of the bytes that came, if a codec made them."""
 
 
 class ResultAccepted(Event):
@@ -269,6 +294,8 @@ class ModelPublished(Event):
     round: int
     model: Blob
     optimizer_state: Blob | None = None
+    wire: Blob | None = None
+    """The model as sites download it for training, if the job has `codec_down`."""
 
 
 class ModelScored(Event):

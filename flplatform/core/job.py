@@ -17,6 +17,8 @@ MODEL_FILE = "model.safetensors"
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 Step = Literal["scatter_gather", "cross_site_validation"]
+DownCodec = Literal["none", "zstd", "bf16", "bf16+zstd", "fp16", "fp16+zstd"]
+UpCodec = Literal[DownCodec, "int8", "int8+zstd"]
 
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 _FUNCTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -90,6 +92,8 @@ class JobSpec(Strict):
     optimizer: Component | None = None
     updates: Literal["full", "delta"] = "full"
     partial_updates: bool = False
+    codec: UpCodec = "none"
+    codec_down: DownCodec = "none"
     data: tuple[Name, ...] = ()
     environment: Name = "default"
     executor: ExecutorSpec

@@ -68,11 +68,21 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Work offered to one site until it has a result, a failure, or is withdrawn."""
+    """Work offered to one site until it has a result, a failure, or is withdrawn.
+
+    Attributes:
+        model: what the task is about; its identity, however it crosses the wire.
+        codec: train only: how the update is sent; `none` for an exact model file.
+        wire: the model as it is downloaded, if not as `model`.
+        wire_codec: what `wire` was encoded by.
+    """
 
     id: TaskId
     seed: int
     model: ModelRef | None = None
+    codec: str = "none"
+    wire: ModelRef | None = None
+    wire_codec: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,7 @@ class TaskResult:
         received: train only: metrics of the *received* model on this site's data.
         received_examples: number of examples behind `received`.
         trained_from: train only: digest of the model the update was trained from.
+        wire: train only: digest of the bytes that came, if a codec made them.
     """
 
     blob: ModelRef | None
@@ -94,6 +105,7 @@ class TaskResult:
     received: Mapping[str, float] = field(default_factory=dict)
     received_examples: int = 0
     trained_from: str = ""
+    wire: str = ""
 
 
 @dataclass(frozen=True, slots=True)

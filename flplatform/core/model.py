@@ -156,6 +156,13 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class PartOf:
+    """What a partial update may hold: tensors of a model, at least one."""
+
+    whole: Manifest
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where the tensors of one file lie; offsets count from the start of the file, in bytes."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from flplatform.core.messages import ModelRef
-from flplatform.core.model import Array, Arrays, Manifest
+from flplatform.core.model import Array, Arrays, Manifest, PartOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class BlobStore(Protocol):
         """
 
     def receive(
-        self, transfer_id: str, blob: ModelRef, manifest: Manifest | None = None
+        self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None = None
     ) -> BlobWriter:
         """Start or resume receiving a blob.
 
@@ -99,12 +99,16 @@ class BlobStore(Protocol):
             transfer_id: names the transfer; another blob under the same id starts anew.
             blob: declared digest and size.
             manifest: if given, the blob must be a canonical model file of exactly these
-                tensors, with finite values; checked while the bytes arrive, the header first.
+                tensors, or of such a part, with finite values; checked while the bytes arrive,
+                the header first.
 
         Raises:
             ResourceExhaustedError: the blob would not leave the reserve free.
             FailedPreconditionError: the same transfer is being received right now.
         """
+
+    def forget(self, transfer_id: str) -> None:
+        """Delete what an interrupted transfer has left: it will not go on."""
 
     def create(self, fill: Callable[[Path], None]) -> ModelRef:
         """Make a blob from a file that `fill` writes at the path it is given."""

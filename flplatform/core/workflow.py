@@ -70,11 +70,15 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """An aggregation is done, its model and the optimiser's state are durable."""
+    """An aggregation is done, its model and the optimiser's state are durable.
+
+    `wire` is the model as sites download it for training, if it has such a form.
+    """
 
     round: int
     model: ModelRef
     state: ModelRef | None = None
+    wire: ModelRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from flplatform.core.errors import (
     InvalidArgumentError,
     UnauthenticatedError,
 )
-from flplatform.files.durable import PRIVATE_FILE, fsync_dir, write_atomic
+from flplatform.files.durable import PRIVATE_FILE, fsync_dir, sync, write_atomic
 from flplatform.security.kit import Kit
 from flplatform.security.signing import Signed, check_signature, sign
 
@@ -242,7 +242,7 @@ class AuditLog:
             self._broken = False
             raise
         try:
-            os.fsync(self._file)
+            sync(self._file)
         except OSError:
             self._broken = True  # what the disk holds is unknown from here on
             raise

@@ -7,7 +7,7 @@ again at every site; a *site's own policy* narrows them there. Conditions are al
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from flplatform.core.config import Role, ServerPolicy, SitePolicy, parse_yaml
@@ -124,6 +124,32 @@ def decide_job(
         decision = decide(rules, _as_byoc(request))
         if decision.allowed:
             decision = _judge("policy byoc", policy.byoc, request)
+    return decision
+
+
+def decide_validation(
+    policy: SitePolicy,
+    request: Request,
+    author: Identity,
+    foreign_code: bool,
+    rules: Rules = DEFAULT_RULES,
+) -> Decision:
+    """Decide at a site whether a run's models may be validated there, by that run's own code.
+
+    The policy's own entry for `validate` decides. A policy without one takes it for a
+    submission: then its `submitters` count, too. Code needs the right of its author.
+    """
+    decision = decide_at_site(policy, request, rules)
+    if "validate" not in policy.commands:
+        for actor in (request.actor, author):
+            if decision.allowed:
+                whose = replace(request, actor=actor)
+                decision = _judge("policy submitters", policy.submitters, whose)
+    if decision.allowed and foreign_code:
+        code = _as_byoc(replace(request, actor=author))
+        decision = decide(rules, code)
+        if decision.allowed:
+            decision = _judge("policy byoc", policy.byoc, code)
     return decision
 
 

@@ -1,13 +1,11 @@
 """Aggregation of a closed round: mapped updates in, one durable model out."""
 
 import mmap
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, wait
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from flplatform.algorithms.recipes import recipe_of_round
 from flplatform.algorithms.tiles import (
@@ -22,9 +20,10 @@ from flplatform.algorithms.tiles import (
 )
 from flplatform.core.events import Blob, RoundClosed, Target
 from flplatform.core.messages import ModelRef
-from flplatform.core.model import DTYPES, Array, Layout, Manifest, encode_header, parse_header
-from flplatform.core.ports import BlobStore, Contribution
+from flplatform.core.model import Array
+from flplatform.core.ports import Contribution
 from flplatform.files.modelfile import read_layout
+from flplatform.files.modelwriter import NewModel, Places
 
 T = TypeVar("T")
 
@@ -33,19 +32,14 @@ PARTS = 2
 TILES_BETWEEN_DROPS = 16
 
 
-class _Places:
-    """Where elements lie in a model file."""
+class ModelFiles(Protocol):
+    """Where models are read and made; see `ports.BlobStore`."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._tensors = {
-            spec.name: (offset, DTYPES[spec.dtype].itemsize)
-            for spec, offset in zip(layout.manifest.tensors, layout.offsets, strict=True)
-        }
+    def path(self, digest: str) -> Path:
+        """Return the file of a blob."""
 
-    def of(self, name: str, element: int) -> int:
-        """Return the offset of an element in bytes from the start of the file."""
-        offset, itemsize = self._tensors[name]
-        return offset + element * itemsize
+    def create(self, fill: Callable[[Path], None]) -> ModelRef:
+        """Make a blob from a file that `fill` writes at the path it is given."""
 
 
 class _MappedModel:
@@ -55,7 +49,7 @@ class _MappedModel:
         layout = read_layout(path)
         with path.open("rb") as file:
             self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._places = _Places(layout)
+        self._places = Places(layout)
         self.manifest = layout.manifest
         self.arrays = layout.views(memoryview(self._mapping))
 
@@ -74,29 +68,8 @@ class _MappedModel:
             self._mapping.madvise(mmap.MADV_DONTNEED, begin, length - length % mmap.PAGESIZE)
 
 
-class _NewModel:
-    """A model file that is being written, tile by tile, in any order."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._header = encode_header(manifest)
-        self._places = _Places(parse_header(self._header, manifest.file_bytes()))
-        self._handle = -1
-
-    @contextmanager
-    def open(self, path: Path) -> Iterator[None]:
-        """Take values for a file at `path`, which must not exist, while in the block."""
-        with path.open("xb") as file:
-            self._handle = file.fileno()
-            _write_at(self._handle, memoryview(self._header), 0)
-            yield
-
-    def write(self, name: str, start: int, values: Array) -> None:
-        """Write flat `values` from element `start` of a tensor on."""
-        _write_at(self._handle, values.view("u1").data, self._places.of(name, start))
-
-
 def aggregate_closed(
-    blobs: BlobStore, closed: RoundClosed, pool: Executor
+    blobs: ModelFiles, closed: RoundClosed, pool: Executor
 ) -> tuple[ModelRef, ModelRef | None]:
     """Combine what a `RoundClosed` names; see `aggregate_round`.
 
@@ -118,7 +91,7 @@ def aggregate_closed(
 
 
 def aggregate_round(
-    blobs: BlobStore,
+    blobs: ModelFiles,
     closed: Iterable[tuple[str, ModelRef, float]],
     base: ModelRef,
     recipe: Recipe,
@@ -171,8 +144,8 @@ def aggregate_round(
 
     measured = _share(pool, look, parts) if recipe.aggregator.statistic else []
     shares = judge(recipe, ordered, chain.from_iterable(measured))
-    new_model = _NewModel(base_model.manifest)
-    new_state = _NewModel(recipe.state_manifest(base_model.manifest)) if recipe.optimizer else None
+    new_model = NewModel(base_model.manifest)
+    new_state = NewModel(recipe.state_manifest(base_model.manifest)) if recipe.optimizer else None
     outputs = Outputs(new_model.write, new_state.write if new_state else _nowhere)
 
     def work(tiles: Sequence[Tile]) -> None:
@@ -207,12 +180,6 @@ def _steps(tiles: Sequence[Tile], models: Sequence[_MappedModel]) -> Iterator[Se
         yield some
         for model in models:
             model.drop(some)
-
-
-def _write_at(handle: int, data: memoryview, offset: int) -> None:
-    while data:
-        count = os.pwrite(handle, data, offset)
-        data, offset = data[count:], offset + count
 
 
 def _share(

@@ -42,6 +42,7 @@ from flplatform.server.runs import Runs
 from flplatform.server.staging import Staging
 from flplatform.server.stats import ServerStats
 from flplatform.server.validation import cross_validation
+from flplatform.server.validation_runs import ValidationRuns
 
 
 class Trusting(Protocol):
@@ -95,6 +96,7 @@ class ServerControl:
         self.staging = Staging(
             trust, runs, blobs, self.submit, lambda *joining: self.add_targets(*joining)
         )
+        self.validations = ValidationRuns(trust, runs, clients, blobs, self.access.demand_site)
 
     # ---- runs ----
 
@@ -133,6 +135,10 @@ class ServerControl:
             raise PermissionDeniedError(
                 f"the start order is signed by {identity.name}, the session is {submitter}'s",
                 rule="own_order",
+            )
+        if start.purpose != "train":
+            raise PermissionDeniedError(
+                "the start order is for validation only", rule="signed purpose"
             )
         digest = f"blake3:{start.job_digest}"
         if (run := self._runs.submitted(start.submission_id, digest)) is not None:
@@ -217,19 +223,7 @@ class ServerControl:
         Raises:
             NotFoundError: no such run.
         """
-        actor = self._runs.view(number)
-        matrix = cross_validation(actor.state)
-        watch = actor.state.job.watch
-        return MatrixView(
-            owners=matrix.owners,
-            sites=matrix.sites,
-            cells=matrix.cells,
-            gaps=matrix.gaps,
-            global_round=matrix.global_round,
-            complete=matrix.complete,
-            metric=watch.metric if watch else "",
-            mode=watch.mode if watch else "max",
-        )
+        return cross_validation(self._runs.view(number).state)
 
     def model(self, number: int, which: int | str) -> tuple[int, ModelRef]:
         """Return round and blob of a global model: a round, `best` or `last`.

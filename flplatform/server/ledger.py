@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flplatform.core import events as ev
-from flplatform.core.errors import AlreadyExistsError, ResourceExhaustedError
+from flplatform.core.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
 from flplatform.core.ports import Row, StateStore
 from flplatform.core.staging import PREPARED
 from flplatform.security.denials import Denial, Denials, read_denial
@@ -36,6 +36,7 @@ class RunSummary:
     sites: tuple[str, ...] = ()
     deleted: str = ""
     deleted_by: str = ""
+    source_run: int = 0
 
 
 class Ledger:
@@ -148,6 +149,8 @@ class Ledger:
             digest = opened.job_blob.digest
             if (known := self.submitted(opened.submission_id, digest)) is not None:
                 return known, None
+            if opened.source_run and self._summaries[opened.source_run].deleted:
+                raise NotFoundError(f"run {opened.source_run} was deleted", rule="run_deleted")
             prepared = self.shelf.of_submission(opened.submission_id)
             if prepared is not None:
                 prepared.check(opened)
@@ -159,6 +162,7 @@ class Ledger:
                 job_name=opened.job.name,
                 submitter=opened.submitter,
                 organisation=opened.submitter_organisation,
+                source_run=opened.source_run,
             )
             event = opened.model_copy(update={"run": run})
             first = Row(ev.run_stream(run), 1, utc_now(), *ev.encode(event))
@@ -250,7 +254,8 @@ class Ledger:
         self._submissions[event.submission_id] = event.run
         self._summaries[event.run] = RunSummary(
             run=event.run,
-            name=event.job_name,
+            name=f"validate of run {event.source_run}" if event.source_run else event.job_name,
+            source_run=event.source_run,
             submitter=event.submitter,
             submission_id=event.submission_id,
             submitted=time,

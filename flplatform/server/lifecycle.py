@@ -117,6 +117,16 @@ class Lifecycle:
                 rule="own_order",
             )
         actor = self._runs.actor(number)
+        if source := actor.state.opened.source_run:
+            raise FailedPreconditionError(
+                f"run {number} is a validation of run {source}: its sites are fixed",
+                rule="source_run",
+                hint=f"validate all --run {source} --sites SITE",
+            )
+        if start.purpose != "train":
+            raise PermissionDeniedError(
+                "the start order is for validation only", rule="signed purpose"
+            )
         if f"blake3:{start.job_digest}" != actor.state.opened.job_blob.digest:
             raise PermissionDeniedError(
                 f"the start order is for another job than that of run {number}",

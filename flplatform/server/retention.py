@@ -44,7 +44,8 @@ class Retention:
         self._read = read
         self._more = more
         self._needed: dict[int, frozenset[str]] = {}
-        self._uploads: dict[TaskId, str] = {}
+        self._uploads: dict[TaskId, tuple[str, str]] = {}  # digest, and that of what came
+        self._begun: set[TaskId] = set()
         self._held: Counter[str] = Counter()
 
     @contextmanager
@@ -59,20 +60,39 @@ class Retention:
 
     # ---- uploads ----
 
-    def uploaded(self, task_id: TaskId, digest: str) -> set[str]:
-        """Note a checked upload for a task; return what it takes the place of."""
-        before = self._uploads.get(task_id)
-        self._uploads[task_id] = digest
-        return {before} - {None, digest} if before else set()
+    def begin(self, task_id: TaskId) -> None:
+        """Note that an upload for an open task has begun: what it leaves goes with the task."""
+        self._begun.add(task_id)
 
-    def has_upload(self, task_id: TaskId, digest: str) -> bool:
-        """Return whether this blob was uploaded for the task and is still here."""
-        return self._uploads.get(task_id) == digest and self._blobs.has(digest)
+    def uploaded(self, task_id: TaskId, digest: str, came: str = "") -> set[str]:
+        """Note a checked upload for a task; return what it takes the place of.
+
+        Args:
+            task_id: the task.
+            digest: of the model.
+            came: digest of the bytes that came, if a codec made them.
+        """
+        self._begun.discard(task_id)
+        before = self._uploads.get(task_id)
+        self._uploads[task_id] = digest, came or digest
+        return {before[0]} - {digest} if before else set()
+
+    def has_upload(self, task_id: TaskId, came: str) -> bool:
+        """Return whether these bytes were uploaded for the task, and their model is still here."""
+        return self.upload_of(task_id, came) != ""
+
+    def upload_of(self, task_id: TaskId, came: str) -> str:
+        """Return the digest of the model that came as these bytes; empty if it is not here."""
+        digest, known = self._uploads.get(task_id, ("", ""))
+        return digest if known == came and self._blobs.has(digest) else ""
 
     def settle(self, run: int, still_open: Collection[str]) -> set[str]:
         """Forget the uploads for tasks of a run that are not open any more; return them."""
+        for key in [key for key in self._begun if key.run == run and str(key) not in still_open]:
+            self._begun.discard(key)
+            self._blobs.forget(str(key))
         over = [key for key in self._uploads if key.run == run and str(key) not in still_open]
-        return {self._uploads.pop(key) for key in over}
+        return {self._uploads.pop(key)[0] for key in over}
 
     # ---- freeing ----
 
@@ -91,7 +111,8 @@ class Retention:
         needed |= set(self._more())
         for events in self._active().values():
             needed |= kept_blobs(events, freed_rounds(events))
-        for digest in set(candidates) - needed - set(self._uploads.values()) - self._held.keys():
+        needed |= {digest for digest, _ in self._uploads.values()}
+        for digest in set(candidates) - needed - self._held.keys():
             if self._blobs.has(digest):
                 self._blobs.delete(digest)
 
@@ -133,6 +154,16 @@ def old_updates(events: Events) -> set[str]:
     }
 
 
+def old_wires(events: Events) -> set[str]:
+    """Return the digests of the latest wire blobs; `kept_blobs` says which is still needed."""
+    wires = [
+        event.wire.digest
+        for event in events
+        if isinstance(event, ev.RunOpened | ev.ModelPublished) and event.wire
+    ]
+    return set(wires[-2:])
+
+
 def kept_blobs(events: Events, freed_rounds: int | None) -> frozenset[str]:
     """Return the digests that a run still needs.
 
@@ -141,20 +172,31 @@ def kept_blobs(events: Events, freed_rounds: int | None) -> frozenset[str]:
         freed_rounds: updates of rounds up to this one are not needed; None keeps all.
     """
     kept: set[str] = set()
+    borrowed: frozenset[str] = frozenset()  # of another run, needed until this one has ended
+    wire: ev.Blob | None = None  # of the latest model, until the run has ended
     for event in events:
         match event:
             case ev.RunOpened():
                 kept |= {event.job_blob.digest, event.initial_model.digest}
+                borrowed, wire = source_models(event), event.wire
+            case ev.RunEnded():
+                borrowed, wire = frozenset(), None
             case ev.ModelPublished():
                 kept.add(event.model.digest)
+                wire = event.wire
                 # The state before the next round: as long as that can be computed again.
                 state = event.optimizer_state
                 if state and (freed_rounds is None or event.round >= freed_rounds):
                     kept.add(state.digest)
             case ev.GatherOpened():
-                kept |= {blob.digest for blob in event.models.values()}
+                kept |= {blob.digest for blob in event.models.values()} - borrowed
             case ev.ResultAccepted() if event.digest:
                 kept.add(event.digest)
             case ev.UpdateAccepted() if freed_rounds is None or event.round > freed_rounds:
                 kept.add(event.digest)
-    return frozenset(kept)
+    return frozenset(kept) | borrowed | ({wire.digest} if wire else set())
+
+
+def source_models(opened: ev.RunOpened) -> frozenset[str]:
+    """Return the digests of another run's models that a run validates."""
+    return frozenset(model.digest for model in opened.source_models.values())

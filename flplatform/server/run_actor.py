@@ -65,6 +65,9 @@ class Hands(Protocol):
     async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, ModelRef | None]:
         """Compute and store the model of a closed round, and the state of its optimiser."""
 
+    async def encode(self, model: ModelRef, codec: str) -> ModelRef:
+        """Make and store what sites download instead of a model."""
+
     def tasks_changed(self, sites: set[str]) -> None:
         """Tell waiting sites that their open tasks have changed."""
 
@@ -307,6 +310,8 @@ class RunActor:
         while True:
             try:
                 model, state = await self._hands.aggregate(item.closed)
+                down = self.state.job.codec_down
+                wire = await self._hands.encode(model, down) if down != "none" else None
             except ResourceExhaustedError as error:
                 log.error("run %d: %s waits for space: %s", self.run, item.id, error)
                 self._note_trouble(item.id, error)
@@ -319,7 +324,7 @@ class RunActor:
                 return await self._report(InstructionFailed(item.id, what))
             else:
                 self.troubles.pop(item.id, None)
-                return await self._report(Aggregated(item.closed.round, model, state))
+                return await self._report(Aggregated(item.closed.round, model, state, wire))
 
     def _note_trouble(self, what: str, error: FLError) -> None:
         since, _ = self.troubles.get(what, (utc_now(), ""))

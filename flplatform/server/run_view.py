@@ -28,12 +28,14 @@ def run_view(summary: RunSummary, actor: RunActor | None) -> RunView:
         rounds=summary.rounds,
         targets=summary.sites,
         submitter_organisation=summary.organisation,
+        source_run=summary.source_run,
     )
     if actor is None:
         return view
     state = actor.state
     waiting: set[str] = {site for site, tasks in actor.tasks.items() if tasks}
     phase, accepted, results = _progress(state)
+    tasks, settled = _settled(state)
     if state.step < 0:
         waiting, accepted = set(state.awaited), set(state.deployed)
     now = asyncio.get_running_loop().time()
@@ -57,6 +59,8 @@ def run_view(summary: RunSummary, actor: RunActor | None) -> RunView:
         mode=state.job.watch.mode if state.job.watch else "max",
         phase=phase,
         results=results,
+        tasks=tasks,
+        settled=settled,
         gpus={
             site: gpus[site]
             for site in state.targets
@@ -90,6 +94,15 @@ def _progress(state: RunState) -> tuple[str, set[str], int]:
             accepted |= {task_id.site for task_id in gather.results}
             results += len(gather.results)
     return phase, accepted, results
+
+
+def _settled(state: RunState) -> tuple[int, int]:
+    """Return how many tasks the latest gathering has, and how many of them are settled."""
+    if not state.gathers:
+        return 0, 0
+    gather = list(state.gathers.values())[-1]
+    tasks = len(gather.opened.participants) * max(1, len(gather.opened.models))
+    return tasks, len(gather.results) + len(gather.failed)
 
 
 def _answer(state: RunState, site: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
+from flplatform.algorithms.codecs import check_codec
 from flplatform.algorithms.recipes import check_recipe
 from flplatform.algorithms.workflows import classify
 from flplatform.core import events as ev
@@ -32,9 +33,16 @@ from flplatform.server.aggregation import aggregate_closed
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.ledger import Ledger, RunSummary, decode
 from flplatform.server.relay import Reply, RequestRelay
-from flplatform.server.retention import Retention, kept_blobs, old_updates
+from flplatform.server.retention import (
+    Retention,
+    kept_blobs,
+    old_updates,
+    old_wires,
+    source_models,
+)
 from flplatform.server.run_actor import RunActor
 from flplatform.server.shelf import Shelf
+from flplatform.server.wire import make_wire, undo
 from flplatform.server.wording import describe, moment
 
 log = logging.getLogger(__name__)
@@ -44,6 +52,9 @@ RECENT_RUNS = 8
 
 UNREADABLE = "unreadable"
 """Status of a run whose log this release cannot go on with; nothing is done to it."""
+
+DECODERS = 2
+"""Updates whose codec is being undone at a time."""
 
 T = TypeVar("T")
 
@@ -89,6 +100,7 @@ class Runs:
             lambda: self._ledger.shelf.blobs(),
         )
         self._background: set[asyncio.Task[Any]] = set()
+        self._decoding = asyncio.Semaphore(DECODERS)
         self._closed = False
         self._recent: dict[int, RunActor] = {}
         self.last_event = ""
@@ -199,6 +211,8 @@ class Runs:
         initial = ev.Blob(digest=package.model.digest, size=package.model.size)
         manifest = self._manifest(initial)
         check_recipe(job, manifest, quorum)
+        for codec in (job.codec, job.codec_down):
+            check_codec(codec, manifest)
         size = self._blobs.path(initial.digest).stat().st_size
         if initial.size != size:
             raise InvalidArgumentError(
@@ -216,7 +230,25 @@ class Runs:
             min_clients=quorum,
             initial_model=initial,
         )
+        if job.codec_down != "none":
+            wire = await self.encode(package.model, job.codec_down)
+            named = ev.Blob(digest=wire.digest, size=wire.size)
+            opened = opened.model_copy(update={"wire": named})
         return await self._through(self._open_run(opened, manifest))
+
+    async def open_chosen(self, choose: Callable[[], ev.RunOpened]) -> int:
+        """Number and open a run whose first event `choose` decides; what that names is kept.
+
+        Raises:
+            FLError: of `choose`, or nothing can be stored.
+        """
+
+        async def work() -> int:
+            opened = choose()  # nothing is awaited until its blobs are held
+            with self.retention.hold(*source_models(opened)):
+                return await self._open_run(opened, self._manifest(opened.initial_model))
+
+        return await self._through(work())
 
     def submitted(self, submission_id: str, job_digest: str) -> int | None:
         """Return the number of the run that a submission has become, if it has.
@@ -227,7 +259,8 @@ class Runs:
         return self._ledger.submitted(submission_id, job_digest)
 
     async def _open_run(self, opened: ev.RunOpened, manifest: Manifest) -> int:
-        with self.retention.hold(opened.job_blob.digest, opened.initial_model.digest):
+        named = (opened.job_blob, opened.initial_model, opened.wire)
+        with self.retention.hold(*(blob.digest for blob in named if blob)):
             run, first = await self._ledger.number(opened)
             if first is not None:
                 self._start(RunActor([first], manifest, self._store, self))
@@ -333,6 +366,11 @@ class Runs:
             return []
         return [task for actor in self.active() for task in actor.tasks.get(site, {}).values()]
 
+    def open_task(self, task_id: TaskId) -> Task | None:
+        """Return a task that is open at its site."""
+        actor = self._actors.get(task_id.run)
+        return actor.tasks.get(task_id.site, {}).get(str(task_id)) if actor else None
+
     async def tell(self, task_id: TaskId, given: Input) -> tuple[ev.Event, ...]:
         """Feed an input about a task to its run.
 
@@ -347,13 +385,13 @@ class Runs:
         from_log = self.view(task_id.run)
         return from_log.judge(given)
 
-    def settled_by(self, task_id: TaskId, mark: str) -> bool:
-        """Return whether exactly this result was accepted for the task already.
+    def settled_by(self, task_id: TaskId, digest: str) -> bool:
+        """Return whether exactly these bytes were accepted for the task already.
 
         Raises:
             FLError: the task is settled by another result, not open, or unknown.
         """
-        return not classify(self.view(task_id.run).state, task_id, mark)
+        return not classify(self.view(task_id.run).state, task_id, frozenset({digest}))
 
     def demand_enabled(self, site: str) -> None:
         """Refuse a site that an admin has barred.
@@ -370,18 +408,51 @@ class Runs:
         """Return whether a site has a part in a run at work."""
         return run in self._actors and site in self._actors[run].state.taking_part
 
-    def note_upload(self, task_id: TaskId, digest: str) -> None:
-        """Keep a checked upload for its task; what it takes the place of is freed."""
-        over = self.retention.uploaded(task_id, digest)
+    async def take_upload(self, task: Task, wire: ModelRef) -> None:
+        """Undo the codec of an upload, keep what it comes to, and free the bytes that came.
+
+        Raises:
+            FLError: as `undo`; nothing is kept.
+        """
+        await self._through(self._take_upload(task, wire))
+
+    async def _take_upload(self, task: Task, wire: ModelRef) -> None:
+        actor = self.actor(task.id.run)
+        try:
+            with self.retention.hold(wire.digest):
+                async with self._decoding:
+                    model = await asyncio.to_thread(
+                        undo, self._blobs, actor.state.job, actor.manifest, task, wire
+                    )
+                self.note_upload(task.id, model.digest, wire.digest)
+        finally:
+            await self.retention.free({wire.digest})
+
+    def note_upload(self, task_id: TaskId, digest: str, came: str = "") -> None:
+        """Keep a checked upload for its task; what it takes the place of is freed.
+
+        Args:
+            task_id: the task.
+            digest: of the model.
+            came: digest of the bytes that came, if a codec made them.
+        """
+        over = self.retention.uploaded(task_id, digest, came)
         actor = self._actors.get(task_id.run)
         if actor is None or str(task_id) not in actor.tasks.get(task_id.site, {}):
             over |= self._settle_uploads(task_id.run)
         if over:
             self._later(self.retention.free(over))
 
-    def has_upload(self, task_id: TaskId, digest: str) -> bool:
-        """Return whether this blob was uploaded, and checked, for this task."""
-        return self.retention.has_upload(task_id, digest)
+    def has_upload(self, task_id: TaskId, came: str) -> bool:
+        """Return whether these bytes were uploaded, and checked, for this task."""
+        return self.retention.has_upload(task_id, came)
+
+    def uploaded(self, task_id: TaskId, came: ModelRef) -> ModelRef | None:
+        """Return the model that came as these bytes for a task, if it is here."""
+        digest = self.retention.upload_of(task_id, came.digest)
+        if not digest or digest == came.digest:
+            return came if digest else None
+        return ModelRef(digest, self._blobs.path(digest).stat().st_size)
 
     def _settle_uploads(self, run: int) -> set[str]:
         actor = self._actors.get(run)
@@ -393,7 +464,7 @@ class Runs:
         return any(
             digest == actor.state.opened.job_blob.digest
             or any(
-                task.model is not None and task.model.digest == digest
+                any(blob and blob.digest == digest for blob in (task.model, task.wire))
                 for task in actor.tasks.get(site, {}).values()
             )
             for actor in self.active()
@@ -468,6 +539,12 @@ class Runs:
         await self.retention.free(blobs)
 
     def _demand_ended(self, run: int) -> None:
+        if validating := [a.run for a in self.active() if a.state.opened.source_run == run]:
+            raise FailedPreconditionError(
+                f"run {run} is being validated by run {validating[0]}",
+                rule="being_validated",
+                hint=f"wait {validating[0]}, or abort all --run {validating[0]}",
+            )
         try:
             self.actor(run)
         except FailedPreconditionError:
@@ -504,6 +581,10 @@ class Runs:
         """Compute and store model and optimiser state of a closed round, from the event alone."""
         return await asyncio.to_thread(aggregate_closed, self._blobs, closed, self._workers)
 
+    async def encode(self, model: ModelRef, codec: str) -> ModelRef:
+        """Make and store what sites download instead of a model; see `make_wire`."""
+        return await asyncio.to_thread(make_wire, self._blobs, model, codec)
+
     async def aggregate_again(self, closed: ev.RoundClosed, published: str) -> ModelRef:
         """Compute the model of a closed round once more; another one than `published` is freed.
 
@@ -534,7 +615,9 @@ class Runs:
             if isinstance(event, ev.UpdateAccepted | ev.ResultAccepted)
         }
         if ended or any(isinstance(event, ev.ModelPublished) for event in events):
-            over |= old_updates(actor.events)
+            over |= old_updates(actor.events) | old_wires(actor.events)
+        if ended:
+            over |= source_models(actor.state.opened)
         if over:
             self._later(self.retention.free(over))
         left = {event.site for event in events if isinstance(event, ev.SiteWithdrawn)}

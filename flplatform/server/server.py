@@ -17,9 +17,11 @@ from grpc import aio
 from flplatform.core.errors import FLError, PermissionDeniedError, UnauthenticatedError
 from flplatform.files.counters import watch_loop
 from flplatform.files.durable import write_atomic
-from flplatform.rpc.interceptors import Caller, Guard
+from flplatform.files.system import warn_of_few_files
+from flplatform.rpc.interceptors import MAX_TRANSFERS, Caller, Guard
+from flplatform.rpc.pace import PaceLimits, Slots
 from flplatform.rpc.serving import make_server, serve
-from flplatform.rpc.streams import BlobService, Slots
+from flplatform.rpc.streams import BlobService
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security.audit import AuditLog, KitSeal
 from flplatform.security.denials import Denials
@@ -47,6 +49,9 @@ log = logging.getLogger(__name__)
 
 WORKERS = 4
 """Threads for file I/O, digests and aggregation; the event loop does none of it."""
+
+SITE_CALLS = 8
+"""Control calls of one site in flight: two wait, the others end at once or soon."""
 
 SITES_FILE = "sites.json"
 TRUST_RELOAD_S = 30.0
@@ -113,7 +118,11 @@ class FederatedServer:
         self.trust = Trust(kit, self.denials)
         self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="blob")
         resources = kit.local.resources
-        self.store = SqlStateStore(resources.state_url or folder / "events.db", self._on_fatal)
+        self.store = SqlStateStore(
+            resources.state_url or folder / "events.db",
+            self._on_fatal,
+            resources.state_reconnect_s,
+        )
         self.blobs = FileBlobStore(
             folder / "blobs", max(limits.reserve_bytes, resources.reserve_bytes)
         )
@@ -199,7 +208,14 @@ class FederatedServer:
         limits = self.kit.server.limits
         self.runs.open()
         counters = self.control.counters
-        guard = Guard(self._identify, self._check_token, FL_RULES, self.note_refusal, counters.took)
+        guard = Guard(
+            self._identify,
+            self._check_token,
+            FL_RULES,
+            self.note_refusal,
+            counters.took,
+            SITE_CALLS,
+        )
         slots = Slots(limits.transfer_slots_per_site, limits.transfer_slots)
         transfers = BlobService(
             self.blobs,
@@ -210,8 +226,11 @@ class FederatedServer:
             self.training.note_upload,
             lambda who, task_id, error: self.refusals.note(who.identity.name, task_id, error),
             counters.add,
+            PaceLimits(limits.min_transfer_bytes_s, limits.transfer_stall_s),
         )
-        self._server = make_server(guard, limits.max_connection_age_s)
+        warn_of_few_files(limits.max_clients)
+        most = limits.max_clients * (SITE_CALLS + MAX_TRANSFERS)
+        self._server = make_server(guard, limits.max_connection_age_s, most)
         self._server.add_generic_rpc_handlers((transfers.handler(),))
         pb_grpc.add_FederatedTrainingServicer_to_server(
             FederatedTrainingServicer(

@@ -124,6 +124,9 @@ class FederatedTrainingServicer(pb_grpc.FederatedTrainingServicer):
                 run=task.id.run,
                 round=task.id.round,
                 kind=task.id.kind,
+                codec=task.codec,
+                wire=pb.Blob(digest=task.wire.digest, size=task.wire.size) if task.wire else None,
+                wire_codec=task.wire_codec,
             )
         for run, status in ended.items():
             reply.ended.add(run=run, status=status)

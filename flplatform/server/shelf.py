@@ -28,6 +28,10 @@ class PreparedRun:
             FailedPreconditionError: another package, or a site that it is not deployed at.
         """
         deployed = self.deployed
+        if opened.source_run:
+            raise FailedPreconditionError(
+                f"run {self.run} is prepared for training", rule="signed purpose"
+            )
         if deployed is None or deployed.job_blob.digest != opened.job_blob.digest:
             raise FailedPreconditionError(
                 f"another package is deployed for run {self.run}" if deployed

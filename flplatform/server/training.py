@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from flplatform.core.errors import (
@@ -23,12 +24,13 @@ from flplatform.core.messages import (
     check_examples,
     check_metrics,
 )
-from flplatform.core.model import Manifest, check_digest
+from flplatform.core.model import check_digest
 from flplatform.core.ports import BlobStore
 from flplatform.core.workflow import FailureArrived, ResultArrived
 from flplatform.rpc.interceptors import Caller
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.server.runs import Runs
+from flplatform.server.wire import Expected, admissible
 
 MAX_TRACEBACK_CHARS = 16_384
 
@@ -187,21 +189,24 @@ class TrainingService:
             events = await self._runs.tell(task_id, FailureArrived(task_id, failure))
         elif request.WhichOneof("outcome") == "result":
             result = self._processors.process(task_id, request.result)
-            if result.blob and not self._runs.has_upload(task_id, result.blob.digest):
-                if self._runs.settled_by(task_id, result.blob.digest):
-                    return "duplicate"
-                raise FailedPreconditionError(
-                    f"{result.blob.digest} was not uploaded for this task",
-                    rule="upload_first",
-                    hint="upload the blob, then submit the result",
-                )
+            if (came := result.blob) is not None:
+                if (kept := self._runs.uploaded(task_id, came)) is None:
+                    if self._runs.settled_by(task_id, came.digest):
+                        return "duplicate"
+                    raise FailedPreconditionError(
+                        f"{came.digest} was not uploaded for this task",
+                        rule="upload_first",
+                        hint="upload the blob, then submit the result",
+                    )
+                if kept != came:
+                    result = replace(result, blob=kept, wire=came.digest)
             events = await self._runs.tell(task_id, ResultArrived(task_id, result))
         else:
             raise InvalidArgumentError("has neither result nor failure", field="outcome")
         return "accepted" if events else "duplicate"
 
-    def admit_upload(self, caller: Caller, transfer_id: str, blob: ModelRef) -> Manifest:
-        """Return the tensors that an upload for a task must hold.
+    def admit_upload(self, caller: Caller, transfer_id: str, blob: ModelRef) -> Expected:
+        """Return what the bytes uploaded for a task must be as they come, see `admissible`.
 
         Raises:
             PermissionDeniedError: the task is another site's, or the site is disabled.
@@ -217,21 +222,27 @@ class TrainingService:
         if task_id.owner:
             raise InvalidArgumentError(f"{task_id} takes no model", field="transfer_id")
         actor = self._runs.actor(task_id.run)
-        if transfer_id not in actor.tasks.get(task_id.site, {}):
+        task = actor.tasks.get(task_id.site, {}).get(transfer_id)
+        if task is None:
             raise FailedPreconditionError(
                 f"task {task_id} is not open", rule="task_closed", hint="drop the result"
             )
-        expected = actor.manifest.file_bytes()
-        if blob.size != expected:
-            raise InvalidArgumentError(
-                f"is {blob.size} bytes; a model of run {task_id.run} has {expected}",
-                field="blob.size",
-            )
-        return actor.manifest
+        expected = admissible(actor.state.job, actor.manifest, task, blob)
+        self._runs.retention.begin(task_id)
+        return expected
 
-    def note_upload(self, _caller: Caller, transfer_id: str, blob: ModelRef) -> None:
-        """Take in that an admitted upload is whole, and a model as it must be."""
-        self._runs.note_upload(TaskId.parse(transfer_id), blob.digest)
+    async def note_upload(self, _caller: Caller, transfer_id: str, blob: ModelRef) -> None:
+        """Take in that an admitted upload is whole; what a codec made is undone and checked now.
+
+        Raises:
+            FLError: it is no update of this job, or must be sent again.
+        """
+        task_id = TaskId.parse(transfer_id)
+        task = self._runs.open_task(task_id)
+        if task is not None and task.codec != "none":
+            await self._runs.take_upload(task, blob)
+        else:
+            self._runs.note_upload(task_id, blob.digest)
 
     def release_download(self, caller: Caller, digest: str) -> None:
         """Let a site read the packages and task models of its own runs only.

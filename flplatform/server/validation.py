@@ -1,13 +1,14 @@
 """Cross-site validation: checking its results and reading its matrix."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 
 from flplatform.algorithms.workflows import RunState
+from flplatform.core.control import MatrixView
 from flplatform.core.errors import InvalidArgumentError
+from flplatform.core.events import SourceModel
 from flplatform.core.messages import (
     GLOBAL_OWNER,
-    VALIDATE,
     TaskId,
     TaskResult,
     check_examples,
@@ -33,54 +34,73 @@ class ValidateResultProcessor:
         return TaskResult(blob=None, examples=check_examples(outcome.examples), metrics=metrics)
 
 
-@dataclass(frozen=True, slots=True)
-class CrossValidation:
-    """The matrix of a run.
-
-    Attributes:
-        owners: model owners in name order, `global` last.
-        sites: data sites in name order.
-        cells: (owner, site) → metrics.
-        gaps: (owner, site) → why there is no cell; owner `*` where a site has none at all.
-        global_round: round of the best global model.
-        complete: whether the step is done.
-    """
-
-    owners: tuple[str, ...]
-    sites: tuple[str, ...]
-    cells: Mapping[tuple[str, str], Mapping[str, float]]
-    gaps: Mapping[tuple[str, str], str]
-    global_round: int
-    complete: bool
-
-
-def cross_validation(state: RunState) -> CrossValidation:
+def cross_validation(state: RunState) -> MatrixView:
     """Read the matrix out of a run's state; whatever is missing is named in `gaps`."""
-    gaps = {
-        ("*", answer.site): f"declined: {answer.rule or answer.reason}"
-        for answer in state.answers.values()
-        if not answer.accepted
+    gaps = {("*", site): reason for site, reason in _absences(state)}
+    gaps |= {
+        (owner, "*"): f"no local model: {reason}"
+        for owner, reason in state.opened.source_gaps.items()
     }
     submit, validate = state.gathers.get("submit"), state.gathers.get("validate")
-    owners: tuple[str, ...] = ()
-    sites: tuple[str, ...] = ()
-    cells = {}
     if submit and submit.closed:
         for task_id, reason in submit.closed.gaps.items():
             gaps[TaskId.parse(task_id).site, "*"] = f"no local model: {reason}"
-    if validate:
-        sites = validate.opened.participants
-        owners = (*sorted(validate.opened.models.keys() - {GLOBAL_OWNER}), GLOBAL_OWNER)
-        cells = {(key.owner, key.site): result.metrics for key, result in validate.results.items()}
-        if validate.closed:
-            for task_id, reason in validate.closed.gaps.items():
-                key = TaskId.parse(task_id)
-                gaps[key.kind.removeprefix(VALIDATE), key.site] = reason
-    return CrossValidation(
-        owners=owners,
-        sites=sites,
-        cells=cells,
+    models = _models(state)
+    watch = state.job.watch
+    view = MatrixView(
+        owners=(),
+        sites=(),
+        cells={},
         gaps=gaps,
-        global_round=state.best_model[0],
+        global_round=models[GLOBAL_OWNER].round if GLOBAL_OWNER in models else state.best_model[0],
         complete=bool(validate and validate.closed),
+        metric=watch.metric if watch else "",
+        mode=watch.mode if watch else "max",
+        source_run=state.opened.source_run,
     )
+    if validate is None:
+        return view
+    if validate.closed:
+        for task_id, reason in validate.closed.gaps.items():
+            key = TaskId.parse(task_id)
+            gaps[key.owner, key.site] = reason
+    return replace(
+        view,
+        owners=tuple(sorted(models, key=lambda owner: (_rank(models[owner]), owner))),
+        sites=validate.opened.participants,
+        cells={(key.owner, key.site): result.metrics for key, result in validate.results.items()},
+        models=models,
+    )
+
+
+def _absences(state: RunState) -> Iterator[tuple[str, str]]:
+    """Yield the targets that have no column, each with the reason."""
+    for answer in state.answers.values():
+        if not answer.accepted:
+            yield answer.site, f"declined: {answer.rule or answer.reason}"
+    if state.opened.source_run and state.step >= 0:
+        for site in state.awaited:
+            yield site, "it did not answer the start in time (deploy_wait_s)"
+
+
+def _models(state: RunState) -> dict[str, SourceModel]:
+    """Return the models that are validated, and what each of them is."""
+    if state.opened.source_run:
+        return dict(state.opened.source_models)
+    validate = state.gathers.get("validate")
+    if validate is None:
+        return {}
+    return {
+        owner: SourceModel(
+            digest=blob.digest,
+            size=blob.size,
+            kind="best" if owner == GLOBAL_OWNER else "local",
+            round=state.best_model[0] if owner == GLOBAL_OWNER else validate.opened.round,
+        )
+        for owner, blob in validate.opened.models.items()
+    }
+
+
+def _rank(model: SourceModel) -> int:
+    """Return where a model's row stands: sites first, then global models, the best one last."""
+    return {"local": 0, "update": 0, "round": 1, "latest": 2, "best": 3}[model.kind]

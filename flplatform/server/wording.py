@@ -15,6 +15,12 @@ def describe(event: ev.Event) -> str:
             return f"{site} accepted"
         case ev.SiteAnswered(site=site):
             return f"{site} declined ({event.rule}): {event.reason}"
+        case ev.RunOpened() if event.source_run:
+            models = len(event.source_models)
+            return (
+                f"opened by {event.submitter} to validate {models} models of run "
+                f"{event.source_run} at {len(event.sites)} sites"
+            )
         case ev.RunOpened():
             return f"opened by {event.submitter} for {len(event.sites)} sites"
         case ev.DeployWaitOver():

@@ -22,6 +22,7 @@ from flplatform.core.messages import ModelRef
 from tests.support.files import FakeFiles
 from tests.support.logs import FakeLogs, FakeStats
 from tests.support.staging import FakeStaging
+from tests.support.validation import FakeValidations
 
 
 def site(name: str, organisation: str = "", **changes: Any) -> SiteView:
@@ -216,6 +217,7 @@ class FakeControl:
     diagnosis: FakeDiagnosis = field(default_factory=FakeDiagnosis)
     lineage: FakeLineage = field(default_factory=FakeLineage)
     lifecycle: FakeLifecycle = field(default_factory=FakeLifecycle)
+    validations: FakeValidations = field(default_factory=FakeValidations)
 
     def runs(self) -> list[RunView]:
         return [self.run_views[number] for number in sorted(self.run_views)]

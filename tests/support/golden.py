@@ -30,7 +30,7 @@ from flplatform.core.events import (
 )
 from flplatform.core.messages import SUBMIT_MODEL
 from flplatform.core.ports import Row
-from tests.support.workflows import RUN, Played, digest, job
+from tests.support.workflows import RUN, SOURCE, Played, digest, job, run_opened
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FIRST = GOLDEN / "run-0.1.jsonl"
@@ -128,7 +128,12 @@ def rows() -> list[Row]:
         ),
         RunDeleted(run=RUN, by="operator"),
     ]
-    found = [*_stored(FEDERATION, federation), *_stored(run_stream(RUN), run.events)]
+    again = run_opened(("aachen",), job(workflow=["cross_site_validation"]), **SOURCE)
+    found = [
+        *_stored(FEDERATION, federation),
+        *_stored(run_stream(RUN), run.events),
+        *_stored(run_stream(RUN + 1), [again.model_copy(update={"run": RUN + 1})]),
+    ]
     missing = set(EVENTS) - {(row.type, row.version) for row in found}
     assert not missing, f"the played run lacks {missing}"
     return found

@@ -1,7 +1,7 @@
 """A run played on its pure core: inputs go in, events come out, each decision meets replay."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -10,7 +10,15 @@ import pytest
 
 from flplatform.algorithms.workflows import RunState, classify, decide, evolve, pending, replay
 from flplatform.core.errors import FLError
-from flplatform.core.events import Blob, Event, RunOpened, decode, encode, run_stream
+from flplatform.core.events import (
+    Blob,
+    Event,
+    RunOpened,
+    SourceModel,
+    decode,
+    encode,
+    run_stream,
+)
 from flplatform.core.job import MODEL_FILE, JobSpec, parse_job
 from flplatform.core.messages import (
     SUBMIT_MODEL,
@@ -72,7 +80,20 @@ def job(**fields: Any) -> JobSpec:
     return parse_job(json.dumps(plain | fields))
 
 
-def run_opened(sites: Iterable[str], spec: JobSpec) -> RunOpened:
+SOURCE: dict[str, Any] = {
+    "source_run": RUN - 2,
+    "source_round": 3,
+    "source_models": {
+        "a": SourceModel(digest=digest("best of a"), size=100, kind="local", round=3),
+        "b": SourceModel(digest=digest("3/b"), size=100, kind="update", round=3),
+        "global": SourceModel(digest=digest("global 2"), size=100, kind="best", round=2),
+    },
+    "source_gaps": {"c": "it handed none in, and no update of it is kept"},
+}
+"""Of a run that validates the models of an earlier one."""
+
+
+def run_opened(sites: Iterable[str], spec: JobSpec, **source: Any) -> RunOpened:
     return RunOpened(
         run=RUN,
         job=spec,
@@ -84,6 +105,7 @@ def run_opened(sites: Iterable[str], spec: JobSpec) -> RunOpened:
         sites=tuple(sites),
         min_clients=spec.min_clients,
         initial_model=Blob(digest=digest(INITIAL), size=100),
+        **source,
     )
 
 
@@ -98,8 +120,10 @@ class Played:
     the log replays to, and that what is pending makes sense.
     """
 
-    def __init__(self, sites: Iterable[str] = "abc", **fields: Any) -> None:
-        opened = run_opened(sites, job(**fields))
+    def __init__(
+        self, sites: Iterable[str] = "abc", source: Mapping[str, Any] | None = None, **fields: Any
+    ) -> None:
+        opened = run_opened(sites, job(**fields), **(source or {}))
         self.roster = Roster(frozenset(opened.sites))
         self.events: list[Event] = [opened]
         self.state: RunState = replay(self.events)
@@ -126,7 +150,7 @@ class Played:
     def _check_pending(self) -> None:
         offers = [task.id for task in self.offers]
         assert len(set(offers)) == len(offers)
-        assert all(classify(self.state, task_id, "new") for task_id in offers)
+        assert all(classify(self.state, task_id, frozenset({"new"})) for task_id in offers)
         movers = [item for item in self.pending if isinstance(item, Wake | Aggregate)]
         assert len({item.id for item in movers}) == len(movers)
         assert bool(movers) != bool(self.state.ended), "a run that goes on never just waits"
@@ -341,3 +365,9 @@ def training(sites: Iterable[str] = "abc", **fields: Any) -> Played:
 def validating(sites: Iterable[str] = "ab", **fields: Any) -> Played:
     """Return a run of cross-site validation that all `sites` accepted."""
     return Played(sites, **{"workflow": ["cross_site_validation"], **fields}).accept()
+
+
+def revalidating(sites: Iterable[str] = "ab", **fields: Any) -> Played:
+    """Return a run that validates models of an earlier one, accepted by all `sites`."""
+    fields = {"workflow": ["cross_site_validation"], "min_clients": 1, **fields}
+    return Played(sites, SOURCE, **fields).accept()

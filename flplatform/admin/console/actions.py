@@ -47,6 +47,11 @@ def actions(transport: GrpcTransport) -> Mapping[str, LocalAction]:
 
         return await start(transport, argv, shell)
 
+    async def measure(argv: list[str], shell: Shell) -> int:
+        from flplatform.admin.console.validate import validate
+
+        return await validate(transport, argv, shell)
+
     async def download(argv: list[str], shell: Shell) -> int:
         from flplatform.admin.console.download import download_model
 
@@ -86,6 +91,7 @@ def actions(transport: GrpcTransport) -> Mapping[str, LocalAction]:
         "submit_job": submit,
         "upload_folder": upload,
         "start": begin,
+        "validate": measure,
         "download_model": download,
         "wait": partial(follow, transport),
         **dict.fromkeys(FILE_ACTIONS, files),

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from grpc import aio
 
@@ -175,6 +176,7 @@ def sign_start(
     package: ModelRef,
     sites: tuple[str, ...],
     gpus: Mapping[str, int],
+    purpose: Literal["train", "validate"] = "train",
 ) -> bytes:
     """Sign the start of a package at sites.
 
@@ -184,6 +186,7 @@ def sign_start(
         package: what is started.
         sites: where.
         gpus: site -> processes there; 1 where absent.
+        purpose: what the sites may be given to do.
     """
     now = datetime.now(UTC)
     order = StartOrder(
@@ -194,6 +197,7 @@ def sign_start(
         job_digest=package.digest.partition(":")[2],
         sites=sites,
         gpus=dict(gpus),
+        purpose=purpose,
     )
     return credentials.sign(order)
 

@@ -16,6 +16,7 @@ PREFLIGHT, SUBMIT = "preflight", "submit"
 HIDDEN = frozenset(
     {"revocation", "deny", "prove", "change_password"}
     | {PREFLIGHT, SUBMIT, "stage", "start_plan", "begin", "dashboard_feed", "announce_file"}
+    | {"validate_plan", "validate_begin"}
 )
 """Verbs that the console sends and no user types."""
 
@@ -175,4 +176,4 @@ async def _console_only(_: Connection, __: SubmitJob) -> None:
 
 def encode(question: Question) -> str:
     """Return the word that carries a question."""
-    return json.dumps(question.model_dump(mode="json"))
+    return json.dumps(question.model_dump(mode="json", exclude_defaults=True))

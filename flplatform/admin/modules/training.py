@@ -29,7 +29,7 @@ COLUMNS = (
 )
 KEYS = (
     *("run", "name", "status", "round", "rounds"),
-    *("submitter", "submitted", "ended", "reason"),
+    *("submitter", "submitted", "ended", "reason", "source_run"),
 )
 
 
@@ -200,6 +200,8 @@ class TrainingModule:
             run = self._control.run(number)
             for line in story.news(run, self._control.metrics(number)):
                 await connection.text(line)
+            if run.source_run and run.tasks:
+                await connection.progress(f"run {number}", run.settled, run.tasks, "cells")
             if run.ended:
                 break
             await asyncio.sleep(LOOK_S)

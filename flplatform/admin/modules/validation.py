@@ -11,8 +11,15 @@ from flplatform.admin.ports import Control
 from flplatform.admin.targets import current_run
 from flplatform.core.control import MatrixView
 from flplatform.core.errors import FailedPreconditionError
+from flplatform.core.events import SourceModel
 from flplatform.core.messages import GLOBAL_OWNER
 from flplatform.hci import CommandSpec, Connection, argument
+
+FEDERATED = ("best", "latest", "round")
+"""Kinds of global models."""
+
+SOME = 3
+"""Gaps that are named where there is nothing else to show."""
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet would calculate."""
@@ -47,6 +54,7 @@ class Matrix:
         owners: model owners, `global` last.
         sites: data sites.
         values: (owner, site) -> value; gaps are absent.
+        federated: owners of global models; all others are sites.
     """
 
     metric: str
@@ -54,6 +62,7 @@ class Matrix:
     owners: tuple[str, ...]
     sites: tuple[str, ...]
     values: Mapping[tuple[str, str], float]
+    federated: frozenset[str] = frozenset({GLOBAL_OWNER})
 
     @classmethod
     def of(cls, view: MatrixView, metric: str = "") -> "Matrix":
@@ -62,16 +71,20 @@ class Matrix:
         Raises:
             FailedPreconditionError: nobody reported it.
         """
-        reported = sorted({name for metrics in view.cells.values() for name in metrics})
+        reported = metrics_of(view)
         metric = metric or view.metric or next(iter(reported), "")
         if metric not in reported:
+            nothing = "there are no results" + ("" if view.complete else " yet")
             raise FailedPreconditionError(
-                f"no site reported {metric!r}" if reported else "there are no results yet",
-                hint=f"reported: {', '.join(reported)}" if reported else "",
+                f"no site reported {metric!r}" if reported else nothing,
+                hint=f"reported: {', '.join(reported)}" if reported else _some_gaps(view),
             )
         values = {key: cell[metric] for key, cell in view.cells.items() if metric in cell}
         mode = view.mode if metric == view.metric else ""
-        return cls(metric, mode, view.owners, view.sites, values)
+        federated = {owner for owner, model in view.models.items() if model.kind in FEDERATED}
+        return cls(
+            metric, mode, view.owners, view.sites, values, frozenset({GLOBAL_OWNER, *federated})
+        )
 
     def row(self, owner: str) -> list[float | None]:
         """Return a model's values, in the order of the sites."""
@@ -93,7 +106,7 @@ class Matrix:
         places = {
             owner: worst
             for owner in self.owners
-            if owner != GLOBAL_OWNER and (worst := self.worst(owner, without=owner))
+            if owner not in self.federated and (worst := self.worst(owner, without=owner))
         }
         own = self.worst(GLOBAL_OWNER)
         fallen = self._worst_of({owner: value for owner, (_, value) in places.items()})
@@ -146,14 +159,57 @@ class ValidationModule:
         number = current_run(self._control, args.run, ended=True)
         view = self._control.cross_validation(number)
         matrix = Matrix.of(view, args.metric)
-        names = {GLOBAL_OWNER: f"global (r{view.global_round}, best)"}
+        names = {owner: label(owner, view) for owner in view.owners}
+        again = tuple(run.run for run in self._control.runs() if run.source_run == number)
         if args.csv:
-            await connection.text(_csv(matrix, names))
+            await connection.text(_csv(matrix, view))
         else:
             columns, rows, marks = _table(matrix, names)
             await connection.table("cross validation", columns, rows, marks=marks, verbatim=True)
-            await connection.text("\n".join(_notes(matrix, view, number)))
-        await connection.data("cross_validation", _data(matrix, view))
+            await connection.text("\n".join(_notes(matrix, view, number, again)))
+        await connection.data("cross_validation", _data(matrix, view, again))
+
+
+def metrics_of(view: MatrixView) -> list[str]:
+    """Return the names of all metrics that were reported."""
+    return sorted({name for metrics in view.cells.values() for name in metrics})
+
+
+def label(owner: str, view: MatrixView) -> str:
+    """Return what a model's row is called: its owner and, unless that says it, which model."""
+    model = view.models.get(owner)
+    if model is None:
+        return f"global (r{view.global_round}, best)" if owner == GLOBAL_OWNER else owner
+    match model.kind:
+        case "local" | "round":
+            return owner
+        case "update":
+            return f"{owner} (update r{model.round})"
+        case kind:
+            return (
+                f"{owner} (r{model.round}, {kind})"
+                if kind != owner
+                else f"{owner} (r{model.round})"
+            )
+
+
+def meaning(model: SourceModel) -> str:
+    """Say which model of its owner this is."""
+    match model.kind:
+        case "local":
+            return "best local model"
+        case "update":
+            return f"local model of round {model.round}'s update"
+        case "round":
+            return f"global model of round {model.round}"
+        case kind:
+            return f"{kind} global model, of round {model.round}"
+
+
+def _some_gaps(view: MatrixView) -> str:
+    said = [f"{owner} at {site}: {reason}" for (owner, site), reason in sorted(view.gaps.items())]
+    more = f"; and {len(said) - SOME} more" if len(said) > SOME else ""
+    return "; ".join(said[:SOME]) + more
 
 
 def _table(
@@ -175,7 +231,9 @@ def _table(
     return ["model owner \\ data", *matrix.sites, "worst"], rows, marks
 
 
-def _notes(matrix: Matrix, view: MatrixView, run: int) -> Iterator[str]:
+def _notes(matrix: Matrix, view: MatrixView, run: int, again: Sequence[int]) -> Iterator[str]:
+    if view.source_run:
+        yield f"models of run {view.source_run}, validated again as run {run}"
     yield (
         f"{matrix.metric} ({matrix.mode} is best); * is the best at that site"
         if matrix.mode
@@ -184,26 +242,39 @@ def _notes(matrix: Matrix, view: MatrixView, run: int) -> Iterator[str]:
     for (owner, site), reason in sorted(view.gaps.items()):
         if owner == "*":
             declined = reason.removeprefix("declined: ")
-            yield f"{site} declined run {run}: no row and no column ({declined})"
+            who = f"{site} declined run {run}" if declined != reason else site
+            lacks = "no column" if view.source_run else "no row and no column"
+            yield f"{who}: {lacks} ({declined})"
         elif site == "*":
             yield f"{owner}: no row ({reason})"
         else:
             yield f"{owner} at {site}: {reason}"
+    for owner in matrix.owners:
+        if owner in view.models and view.models[owner].kind == "update":
+            yield f"{owner}: {meaning(view.models[owner])}"
+    if again:
+        yield f"validated again as run {', '.join(map(str, again))}"
     if not view.complete:
         yield "the validation is not complete yet"
     if sentence := matrix.sentence():
         yield sentence
 
 
-def _csv(matrix: Matrix, names: Mapping[str, str]) -> str:
+def _csv(matrix: Matrix, view: MatrixView) -> str:
+    """Return one line per owner, also for those without a model; `gaps` says what is missing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_plain, ("owner", *matrix.sites, "worst")))
-    for owner in matrix.owners:
+    writer.writerow(map(_plain, ("owner", *matrix.sites, "worst", "gaps")))
+    missing = sorted({owner for owner, _ in view.gaps} - {*matrix.owners, "*"})
+    for owner in (*matrix.owners, *missing):
         worst = matrix.worst(owner)
-        writer.writerow(
-            [_plain(names.get(owner, owner)), *matrix.row(owner), worst[1] if worst else None]
+        gaps = "; ".join(
+            reason if site == "*" else f"{site}: {reason}"
+            for (by, site), reason in sorted(view.gaps.items())
+            if by in (owner, "*")
         )
+        values = [*matrix.row(owner), worst[1] if worst else None]
+        writer.writerow([_plain(label(owner, view)), *values, _plain(gaps)])
     return text.getvalue().removesuffix("\n")
 
 
@@ -212,9 +283,10 @@ def _plain(text: str) -> str:
     return "'" + text if text.startswith(FORMULA) else text
 
 
-def _data(matrix: Matrix, view: MatrixView) -> dict[str, Any]:
+def _data(matrix: Matrix, view: MatrixView, again: Sequence[int]) -> dict[str, Any]:
     return {
         "metric": matrix.metric,
+        "metrics": metrics_of(view),
         "mode": matrix.mode,
         "global_round": view.global_round,
         "complete": view.complete,
@@ -228,4 +300,18 @@ def _data(matrix: Matrix, view: MatrixView) -> dict[str, Any]:
             for (owner, site), reason in sorted(view.gaps.items())
         ],
         "sentence": matrix.sentence(),
+        "models": models_as_json(view.models),
+        "cells": [
+            {"owner": owner, "site": site, "metrics": dict(metrics)}
+            for (owner, site), metrics in sorted(view.cells.items())
+        ],
+        "source_run": view.source_run or None,
+        "validations": list(again),
+    }
+
+
+def models_as_json(models: Mapping[str, SourceModel]) -> dict[str, Any]:
+    """Return of each owner what its model is; digests are not told."""
+    return {
+        owner: {"kind": model.kind, "round": model.round} for owner, model in sorted(models.items())
     }

@@ -60,6 +60,8 @@ class Draft:
     def close_gather(self, stage: Stage, fired: Timers) -> bool:
         """Close a gathering if nobody is left to wait for or its deadline passed.
 
+        Participants are waited for until they are done or disabled, also while they are away.
+
         Returns:
             Whether the gathering is closed now.
         """
@@ -67,7 +69,8 @@ class Draft:
         if gather.closed:
             return True
         late = fired.has(gather_wake(self.state, gather))
-        waiting = self.roster.usable.intersection(gather.opened.participants)
+        # A site that is away may come back in time; a withdrawn one has no open task.
+        waiting = set(gather.opened.participants) - self.roster.disabled
         if not late and any(_open_ids(self.state, gather, waiting)):
             return False
         gaps = {

@@ -8,9 +8,9 @@ from flplatform.algorithms.workflows.state import (
     FAILED,
     RunState,
     evolve,
-    fingerprint,
     gather_of,
     initial,
+    marks,
 )
 from flplatform.core.errors import (
     AlreadyExistsError,
@@ -89,13 +89,13 @@ def pending(state: RunState) -> tuple[Instruction, ...]:
     return tuple(instructions)
 
 
-def classify(state: RunState, task_id: TaskId, mark: str) -> bool:
+def classify(state: RunState, task_id: TaskId, known_by: frozenset[str]) -> bool:
     """Return whether a result is new (True) or the accepted one again (False).
 
     Args:
         state: the run's state.
         task_id: the task that the result answers.
-        mark: `fingerprint` of the result, or FAILED.
+        known_by: `marks` of the result, or FAILED.
 
     Raises:
         AlreadyExistsError: the task is settled by something else; the first one counts.
@@ -107,7 +107,7 @@ def classify(state: RunState, task_id: TaskId, mark: str) -> bool:
         )
     settled = state.settled.get((task_id.site, task_id.kind))
     if settled is not None and settled[0] == task_id.round:
-        if settled[1] == mark:
+        if settled[1] & known_by:
             return False
         raise AlreadyExistsError(
             f"task {task_id} is settled by an earlier result",
@@ -159,7 +159,7 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
     match given:
         case ResultArrived(task_id, result):
             event = _accept(task_id, result)
-            if not classify(state, task_id, fingerprint(event)):
+            if not classify(state, task_id, marks(event)):
                 return ()
             if isinstance(event, UpdateAccepted):
                 _check_base(state, result)
@@ -184,13 +184,16 @@ def decide(state: RunState, given: Input, roster: Roster) -> tuple[Event, ...]:
                     site=site, accepted=accepted, rule=rule, reason=reason, isolation=isolation
                 )
             )
-        case Aggregated(number, model, optimizer_state):
+        case Aggregated(number, model, optimizer_state, wire):
             current = state.open_round
             if not current or not current.closed or current.opened.round != number or state.ended:
                 return ()
             draft.emit(
                 ModelPublished(
-                    round=number, model=_blob(model), optimizer_state=_maybe(optimizer_state)
+                    round=number,
+                    model=_blob(model),
+                    optimizer_state=_maybe(optimizer_state),
+                    wire=_maybe(wire),
                 )
             )
         case InstructionFailed(_, error):
@@ -262,6 +265,7 @@ def _accept(task_id: TaskId, result: TaskResult) -> UpdateAccepted | ResultAccep
         metrics=dict(result.metrics),
         received=dict(result.received),
         received_examples=result.received_examples,
+        wire=result.wire,
     )
 
 

@@ -53,12 +53,16 @@ def pending(state: RunState) -> list[Instruction]:
     if current.closed:
         return [Aggregate(current.closed)]
     number, model = current.opened.round, current.opened.model
+    wire = state.wires.get(max(state.models))
     instructions: list[Instruction] = [
         Offer(
             Task(
                 TaskId(state.run, number, TRAIN, site),
                 task_seed(state.job.seed, number, TRAIN, site),
                 ModelRef(model.digest, model.size),
+                state.job.codec,
+                ModelRef(wire.digest, wire.size) if wire else None,
+                state.job.codec_down if wire else "none",
             )
         )
         for site in current.unsettled

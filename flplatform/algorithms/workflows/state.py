@@ -31,11 +31,11 @@ from flplatform.core.messages import TRAIN, TaskId
 
 T = TypeVar("T")
 
-Settled = tuple[int, str]
-"""Round of the last settled task of a (site, kind), and the fingerprint of what settled it."""
+Settled = tuple[int, frozenset[str]]
+"""Round of the last settled task of a (site, kind), and the marks of what settled it."""
 
-FAILED = "failed"
-"""Fingerprint of a task settled by a failure."""
+FAILED = frozenset({"failed"})
+"""Marks of a task settled by a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,10 @@ class RunState:
         withdrawn: target at which an admin ended the run → how.
         step: index into the job's workflow; -1 while deploying.
         step_first_round: the number of rounds before the current step.
-        round: number of the last opened round, 0 before the first.
+        round: number of the last opened round, 0 before the first; of a validation on demand
+            that of its source run.
         models: round → published global model; 0 is the initial model.
+        wires: round → that model as sites download it for training, if it has such a form.
         scores: round → the watched metric of that round's model.
         best_round: round of the best scored model, None before the first score.
         open_round: the round being worked on.
@@ -99,6 +101,7 @@ class RunState:
     opened: RunOpened
     min_clients: int
     models: Mapping[int, Blob]
+    wires: Mapping[int, Blob] = field(default_factory=dict)
     answers: Mapping[str, SiteAnswered] = field(default_factory=dict)
     added: Mapping[str, str] = field(default_factory=dict)
     withdrawn: Mapping[str, SiteWithdrawn] = field(default_factory=dict)
@@ -183,17 +186,24 @@ class RunState:
         return best, self.models[best]
 
 
-def fingerprint(event: UpdateAccepted | ResultAccepted) -> str:
-    """Return what two equal results of one task have in common, and unequal ones have not."""
+def marks(event: UpdateAccepted | ResultAccepted) -> frozenset[str]:
+    """Return what two equal results of one task have in common, and unequal ones have not.
+
+    An update that a codec has carried is known by the bytes that came and by what they came to.
+    """
+    if isinstance(event, UpdateAccepted) and event.wire:
+        return frozenset({event.digest, event.wire})
     if event.digest:
-        return event.digest
+        return frozenset({event.digest})
     metrics = sorted(event.metrics.items())
-    return f"{event.examples} {metrics}"
+    return frozenset({f"{event.examples} {metrics}"})
 
 
 def initial(opened: RunOpened) -> RunState:
     """Return the state after the run's first event."""
-    return RunState(opened, opened.min_clients, {0: opened.initial_model})
+    models = {0: opened.initial_model}
+    wires = {0: opened.wire} if opened.wire else {}
+    return RunState(opened, opened.min_clients, models, wires, round=opened.source_round)
 
 
 def evolve(state: RunState, event: Event) -> RunState:
@@ -218,7 +228,7 @@ def evolve(state: RunState, event: Event) -> RunState:
             return replace(state, round=event.round, open_round=OpenRound(event))
         case UpdateAccepted():
             return _with_round(
-                _settle(state, event.site, TRAIN, event.round, fingerprint(event)),
+                _settle(state, event.site, TRAIN, event.round, marks(event)),
                 accepted={**_round(state).accepted, event.site: event},
             )
         case ResultAccepted():
@@ -231,8 +241,13 @@ def evolve(state: RunState, event: Event) -> RunState:
             return _with_round(state, closed=event)
         case ModelPublished():
             models = {**state.models, event.round: event.model}
+            wires = {**state.wires, event.round: event.wire} if event.wire else state.wires
             return replace(
-                state, models=models, optimizer_state=event.optimizer_state, open_round=None
+                state,
+                models=models,
+                wires=wires,
+                optimizer_state=event.optimizer_state,
+                open_round=None,
             )
         case ModelScored():
             return replace(
@@ -277,15 +292,15 @@ def _with_round(state: RunState, **changes: Any) -> RunState:
     return replace(state, open_round=replace(_round(state), **changes))
 
 
-def _settle(state: RunState, site: str, kind: str, number: int, mark: str) -> RunState:
-    return replace(state, settled={**state.settled, (site, kind): (number, mark)})
+def _settle(state: RunState, site: str, kind: str, number: int, by: frozenset[str]) -> RunState:
+    return replace(state, settled={**state.settled, (site, kind): (number, by)})
 
 
 def _gathered(state: RunState, task_id: TaskId, event: ResultAccepted) -> RunState:
     gather = gather_of(state, task_id)
     assert gather is not None
     gather = replace(gather, results={**gather.results, task_id: event})
-    state = _settle(state, task_id.site, task_id.kind, task_id.round, fingerprint(event))
+    state = _settle(state, task_id.site, task_id.kind, task_id.round, marks(event))
     return replace(state, gathers={**state.gathers, gather.opened.stage: gather})
 
 

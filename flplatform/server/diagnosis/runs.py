@@ -139,6 +139,11 @@ def _aggregating(facts: Facts) -> Diagnosis:
     return _made(facts, f"{headline} and the server {text}", "aggregating", (server,))
 
 
+def _source(facts: Facts) -> str:
+    source = facts.state.opened.source_run
+    return f"of run {source} " if source else ""
+
+
 def _gathering(facts: Facts) -> Diagnosis:
     gather = next(item for item in facts.state.gathers.values() if not item.closed)
     opened = gather.opened
@@ -151,7 +156,7 @@ def _gathering(facts: Facts) -> Diagnosis:
     what = {
         "score": f"score the model of round {opened.round}",
         "submit": "hand in their best local models",
-        "validate": f"validate {each} models each",
+        "validate": f"validate {each} models {_source(facts)}each",
     }[opened.stage]
     settled = f"{sum(done.values())} of {each * len(done)} results are in"
     headline = f"waits for {names(missing)} to {what}, {_since(facts)}; {settled}"

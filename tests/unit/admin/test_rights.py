@@ -59,6 +59,9 @@ LINES = {
     "start_plan all --run 2": (1, NO, 1, NO),
     "begin --run 2": (2, NO, 2, NO),
     "preflight {}": (2, NO, 2, NO),  # 2: no question, but allowed
+    "validate all --run 1": (1, 1, 1, NO),  # 1: the console's own, but allowed
+    "validate_plan --run 1": (1, 1, 1, NO),  # 1: no such plan, but allowed
+    "validate_begin --run 1": (2, 2, 2, NO),  # 2: no order, but allowed
     "submit": (2, NO, 2, NO),
     "revoke a": (1, 1, NO, NO),  # 1: the console's own, but allowed
     "revoke b": (1, NO, NO, NO),

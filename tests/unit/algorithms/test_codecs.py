@@ -10,14 +10,18 @@ from flplatform.algorithms import tiles
 from flplatform.algorithms.codecs import (
     BLOCK,
     Codec,
+    check_codec,
     decode,
     encode,
     error_bound,
+    model_on_wire,
+    part_on_wire,
+    split_codec,
     wire_manifest,
 )
 from flplatform.algorithms.tiles import tiles_of
-from flplatform.core.errors import ModelFormatError
-from flplatform.core.model import DTYPES, Array, Arrays, Manifest
+from flplatform.core.errors import InvalidArgumentError, ModelFormatError
+from flplatform.core.model import DTYPES, Array, Arrays, Manifest, TensorSpec
 from tests.support.models import arrays_of
 
 LOSSY: tuple[Codec, ...] = ("bf16", "fp16", "int8")
@@ -149,3 +153,60 @@ def test_what_a_codec_cannot_say_is_refused() -> None:
     with pytest.raises(ModelFormatError, match="beyond float32") as caught:
         back("int8", Manifest.of({"w": np.zeros(1, "f4")}), wire)
     assert caught.value.field == "model['w']"
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+
+def test_a_codec_is_named_with_or_without_zstd() -> None:
+    assert split_codec("none") == ("none", False)
+    assert split_codec("zstd") == ("none", True)
+    assert split_codec("int8") == ("int8", False)
+    assert split_codec("bf16+zstd") == ("bf16", True)
+    for name in ("", "gzip", "none+zstd", "zstd+int8", "int8+zstd+zstd", "int8+", "+zstd"):
+        with pytest.raises(InvalidArgumentError, match="unknown to this release"):
+            split_codec(name)
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+@settings(deadline=None, max_examples=50)
+@given(arrays=arrays_of(), data=st.data())
+def test_a_wire_file_tells_which_part_it_holds(
+    codec: Codec, arrays: Arrays, data: st.DataObject
+) -> None:
+    whole = Manifest.of(arrays)
+    some = data.draw(st.sets(st.sampled_from(sorted(arrays)), min_size=1))
+    part = Manifest(tuple(spec for spec in whole.tensors if spec.name in some))
+    found = wire_manifest(codec, part)
+    assert part_on_wire(codec, whole, found) == part
+    if codec != "int8":
+        assert model_on_wire(found) == part
+    with pytest.raises(ModelFormatError):
+        part_on_wire(codec, whole, Manifest((*found.tensors, TensorSpec("x", "F32", (1,)))))
+
+
+def test_a_codec_whose_file_could_not_be_read_is_refused() -> None:
+    many = Manifest(tuple(TensorSpec(f"{n:05}", "F32", (1,)) for n in range(6000)))
+    check_codec("bf16", many)
+    with pytest.raises(ModelFormatError, match="more than 10000 tensors"):
+        check_codec("int8+zstd", many)
+    with pytest.raises(ModelFormatError, match="not a printable name"):
+        check_codec("fp16", Manifest((TensorSpec("n" * 499, "F32", (1,)),)))
+
+
+@pytest.mark.parametrize("down", ["bf16", "fp16"])
+def test_the_base_may_be_rounded_while_decoding(down: Codec) -> None:
+    rng = np.random.default_rng(1)
+    base = {"w": rng.standard_normal(3000).astype("f4"), "d": rng.standard_normal(5)}
+    manifest = Manifest.of(base)
+    received = back(down, manifest, there(down, base))
+    trained = {name: array + array.dtype.type(0.25) for name, array in received.items()}
+    wire = there("int8", trained, received)
+    found = empty(manifest)
+
+    def write(name: str, start: int, values: Array) -> None:
+        found[name].reshape(-1)[start : start + values.size] = values
+
+    decode("int8", manifest, wire, base, write, down)
+    for name, array in back("int8", manifest, wire, received).items():
+        np.testing.assert_array_equal(found[name], array)

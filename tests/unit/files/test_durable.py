@@ -88,6 +88,25 @@ def test_temporaries_are_beside_unused_and_removable(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["kept"]
 
 
+def test_a_new_folder_and_all_above_it_are_durable_and_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[Path, list[str]]] = []
+    real = durable.fsync_dir
+
+    def sync(path: Path) -> None:
+        synced.append((path, os.listdir(path)))
+        real(path)
+
+    monkeypatch.setattr(durable, "fsync_dir", sync)
+    folder = private_dir(tmp_path / "a" / "b")
+    assert synced == [(tmp_path, ["a"]), (tmp_path / "a", ["b"])]
+    assert {stat.S_IMODE(each.stat().st_mode) for each in (folder, folder.parent)} == {0o700}
+    synced.clear()
+    private_dir(folder)
+    assert synced == []
+
+
 def test_private_folders_and_files(tmp_path: Path) -> None:
     folder = private_dir(private_dir(tmp_path / "a" / "b"))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

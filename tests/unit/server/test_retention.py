@@ -7,7 +7,8 @@ import pytest
 
 from flplatform.core import events as ev
 from flplatform.core.errors import FLError, UnavailableError
-from flplatform.core.messages import TaskId
+from flplatform.core.messages import ModelRef, TaskId
+from flplatform.files.digest import digest_of
 from flplatform.server.retention import Retention, freed_rounds, kept_blobs, old_updates
 from flplatform.store.blobs import FileBlobStore
 from tests.support.workflows import job, run_opened
@@ -257,3 +258,21 @@ def test_models_that_are_being_measured_are_kept() -> None:
         stage="validate", round=3, participants=("a",), models={"b": name("model of another run")}
     )
     assert "model of another run" in kept_blobs([opened(), gather], None)
+
+
+def test_what_an_upload_has_left_goes_with_its_task(scene: Scene) -> None:
+    data = b"never sent whole"
+    blob = ModelRef(digest_of(data), len(data))
+    tasks = [TaskId.parse(f"1/{number}/train/site-1") for number in (1, 2)]
+    for task_id in tasks:
+        scene.retention.begin(task_id)
+        writer = scene.blobs.receive(str(task_id), blob)
+        writer.write(data[:5])
+        writer.suspend()
+    assert scene.retention.settle(1, {str(tasks[1])}) == set()
+    offsets = []
+    for task_id in tasks:
+        writer = scene.blobs.receive(str(task_id), blob)
+        offsets.append(writer.offset)
+        writer.suspend()
+    assert offsets == [0, 5], "the settled task's part is gone, the open one's goes on"

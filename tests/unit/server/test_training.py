@@ -13,9 +13,13 @@ from flplatform.core.errors import (
     NotFoundError,
     PermissionDeniedError,
     ResourceExhaustedError,
+    UnavailableError,
 )
 from flplatform.core.messages import MAX_METRICS, ModelRef, TaskId
+from flplatform.core.model import PartOf
 from flplatform.core.workflow import Abort
+from flplatform.files.digest import digest_of_file
+from flplatform.files.zstd import compress
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.server.training import (
     MAX_TRACEBACK_CHARS,
@@ -24,7 +28,17 @@ from flplatform.server.training import (
     TrainingService,
 )
 from flplatform.server.validation import ValidateResultProcessor
-from tests.unit.server.scene import OTHER_DIGEST, Scene, caller, play, refused, settle, until
+from tests.support.workflows import job
+from tests.unit.server.scene import (
+    OTHER_DIGEST,
+    Scene,
+    caller,
+    identity,
+    play,
+    refused,
+    settle,
+    until,
+)
 
 TRAIN = TaskId(1, 1, "train", "a")
 
@@ -396,7 +410,7 @@ def test_a_finished_upload_is_taken_in(scene: Scene) -> None:
         await training(scene)
         ref = scene.model(3.0)
         assert not scene.runs.has_upload(TRAIN, ref.digest)
-        scene.training.note_upload(caller("a"), str(TRAIN), ref)
+        await scene.training.note_upload(caller("a"), str(TRAIN), ref)
         assert scene.runs.has_upload(TRAIN, ref.digest)
         await scene.close()
 
@@ -468,3 +482,144 @@ def test_a_result_arrives_as_it_was_sent() -> None:
         6,
         OTHER_DIGEST,
     )
+
+
+# ---- codecs -------------------------------------------------------------------------------------
+
+
+def encoded(scene: Scene, value: float) -> tuple[ModelRef, bytes]:
+    """What a site sends whose model of three values has become `value`, by codec zstd."""
+    path = scene.folder / "wire"
+    path.unlink(missing_ok=True)
+    compress(scene.blobs.path(scene.model(value).digest), path)
+    return ModelRef(*digest_of_file(path)), path.read_bytes()
+
+
+def outcome(scene: Scene, wire: ModelRef) -> pb.SubmitResultRequest:
+    """The result that names what was sent."""
+    (task,) = scene.runs.tasks_of("a")
+    return pb.SubmitResultRequest(
+        task_id=str(TRAIN),
+        result=pb.TaskOutcome(
+            blob=pb.Blob(digest=wire.digest, size=wire.size),
+            examples=3,
+            trained_from=task.model.digest,
+        ),
+    )
+
+
+def test_an_encoded_update_counts_as_what_it_comes_to(scene: Scene) -> None:
+    async def it() -> None:
+        await training(scene, codec="zstd")
+        wire, data = encoded(scene, 2.0)
+        assert scene.runs.tasks_of("a")[0].codec == "zstd"
+        assert scene.training.admit_upload(caller("a"), str(TRAIN), wire) is None
+        scene.blobs.create(lambda path: path.write_bytes(data) and None)
+        await scene.training.note_upload(caller("a"), str(TRAIN), wire)
+        assert not scene.blobs.has(wire.digest), "freed: the model is here"
+        request = outcome(scene, wire)
+        assert await scene.training.submit_result("a", request) == "accepted"
+        assert await scene.training.submit_result("a", request) == "duplicate"
+        (event,) = scene.events(kind=ev.UpdateAccepted)
+        model = scene.model(2.0)
+        assert (event.digest, event.size, event.wire) == (model.digest, model.size, wire.digest)
+        assert scene.runs.settled_by(TRAIN, model.digest)
+        with pytest.raises(AlreadyExistsError):
+            scene.runs.settled_by(TRAIN, OTHER_DIGEST)
+        await scene.restart()
+        assert await scene.training.submit_result("a", request) == "duplicate"
+        await scene.close()
+
+    play(it())
+
+
+def test_nothing_counts_of_an_encoded_update_that_a_crash_undid(scene: Scene) -> None:
+    async def it() -> None:
+        await training(scene, codec="zstd")
+        wire, data = encoded(scene, 2.0)
+        for restart in (True, False):
+            scene.blobs.create(lambda path: path.write_bytes(data) and None)
+            await scene.training.note_upload(caller("a"), str(TRAIN), wire)
+            request = outcome(scene, wire)
+            if restart:
+                await scene.restart()
+                error = await refused(scene.training.submit_result("a", request))
+                assert error.rule == "upload_first"
+        assert await scene.training.submit_result("a", request) == "accepted"
+        await scene.close()
+
+    play(it())
+
+
+def test_an_encoded_update_that_lies_is_refused_and_freed(scene: Scene) -> None:
+    async def it() -> None:
+        await training(scene, codec="zstd")
+        junk = scene.blobs.create(lambda path: path.write_bytes(b"no frame") and None)
+        error = await refused(scene.training.note_upload(caller("a"), str(TRAIN), junk))
+        assert str(error) == "zstd: is no zstd frame"
+        assert not scene.blobs.has(junk.digest)
+        assert not scene.runs.has_upload(TRAIN, junk.digest)
+        gone = await refused(scene.training.note_upload(caller("a"), str(TRAIN), junk))
+        assert isinstance(gone, UnavailableError)
+        await scene.close()
+
+    play(it())
+
+
+def test_models_go_down_as_the_job_says_and_are_freed_behind(scene: Scene) -> None:
+    async def it() -> None:
+        await training(scene, codec_down="bf16", rounds=2)
+        first = scene.runs.tasks_of("a")[0]
+        assert first.wire_codec == "bf16"
+        assert first.wire == ModelRef(**scene.actor().state.opened.wire.model_dump())
+        assert scene.blobs.has(first.wire.digest)
+        scene.training.release_download(caller("a"), first.wire.digest)
+        await scene.restart()
+        assert scene.runs.tasks_of("a") == [first]
+        await scene.do("a")
+        await scene.do("b")
+        await until(lambda: scene.runs.tasks_of("a"))
+        second = scene.runs.tasks_of("a")[0]
+        assert second.wire not in (None, first.wire)
+        await until(lambda: not scene.blobs.has(first.wire.digest))
+        assert scene.blobs.has(second.wire.digest)
+        await scene.do("a")
+        await scene.do("b")
+        await scene.ended()
+        await until(lambda: not scene.blobs.has(second.wire.digest))
+        await scene.close()
+
+    play(it())
+
+
+def test_a_model_that_cannot_go_down_is_refused_at_submission(scene: Scene) -> None:
+    async def it() -> None:
+        scene.obeying("a")
+        package = scene.package(job(codec_down="fp16", min_clients=1), scene.model(1e6))
+        code = scene.blobs.create(lambda path: path.write_bytes(b"the package") and None)
+        error = await refused(
+            scene.runs.submit(
+                package,
+                identity("lead", "hub"),
+                order=b"signed start",
+                submission_id="0" * 32,
+                blob=code,
+                sites=("a",),
+                min_clients=None,
+            )
+        )
+        assert "model['w']: codec fp16: a value is beyond float16" in str(error)
+        await scene.close()
+
+    play(it())
+
+
+def test_a_partial_update_is_admitted_as_a_part(scene: Scene) -> None:
+    async def it() -> None:
+        await training(scene, partial_updates=True)
+        blob = ModelRef(OTHER_DIGEST, scene.actor().manifest.file_bytes() - 1)
+        found = scene.training.admit_upload(caller("a"), str(TRAIN), blob)
+        assert found == PartOf(scene.actor().manifest)
+        await scene.close()
+
+    play(it())

@@ -4,7 +4,7 @@ from flplatform.core.errors import InvalidArgumentError
 from flplatform.core.messages import SUBMIT_MODEL, TaskId
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.server.validation import ValidateResultProcessor, cross_validation
-from tests.support.workflows import Played, validating
+from tests.support.workflows import SOURCE, Played, validating
 from tests.unit.server.scene import OTHER_DIGEST
 
 TASK = TaskId(1, 2, "validate.b", "a")
@@ -72,3 +72,25 @@ def test_every_gap_has_its_reason() -> None:
         ("a", "b"): "deadline passed",
     }
     assert matrix.complete
+
+
+def test_on_demand_every_row_says_which_model_it_is() -> None:
+    run = Played("abd", SOURCE, workflow=["cross_site_validation"], min_clients=1)
+    run.accept("a")
+    run.decline("b", "policy commands: validate = none")
+    run.fire("deploy")
+    run.validate("a", "global")
+    run.fire("gather/validate")
+    matrix = cross_validation(run.state)
+    assert matrix.source_run == 5
+    assert matrix.global_round == 2
+    assert matrix.owners == ("a", "b", "global")
+    assert (matrix.models["b"].kind, matrix.models["b"].round) == ("update", 3)
+    assert set(matrix.cells) == {("global", "a")}
+    assert matrix.gaps == {
+        ("*", "b"): "declined: policy commands: validate = none",
+        ("*", "d"): "it did not answer the start in time (deploy_wait_s)",
+        ("c", "*"): "no local model: it handed none in, and no update of it is kept",
+        ("a", "a"): "deadline passed",
+        ("b", "a"): "deadline passed",
+    }

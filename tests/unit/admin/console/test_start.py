@@ -127,11 +127,17 @@ def test_start_server_waits(transport, plan, fetched):
 
 
 def test_processes_per_site_are_signed(transport, plan, fetched, trust):
-    transport.replies = [plan(), BEGUN]
-    _, screen = run(transport, "start_mgpu 2 a b")
-    assert transport.sent[0][0] == ["start_plan", "client", "a", "b"]
-    assert order_in(transport.sent[1][1], trust).gpus == {"a": 2, "b": 2}
-    assert "gpus      a 2 · b 2" in screen.lines
+    refused = row("b", "refused", "rule environments.yml: gpus")
+    transport.replies = [plan(), [row("a"), refused, done(1)], BEGUN]
+    code, screen = run(transport, "start_mgpu 2 a b --min 1")
+    assert code == 1
+    (asked, _), (preflight, _), (_, signed) = transport.sent
+    assert asked == ["start_plan", "client", "a", "b"]
+    assert (preflight[0], json.loads(preflight[1])["processes"]) == ("preflight", 2)
+    order = order_in(signed, trust)
+    assert (order.sites, order.gpus) == (("a",), {"a": 2})
+    assert "gpus      a 2" in screen.lines
+    assert "accepts   a ok · b refused: rule environments.yml: gpus" in screen.lines
     transport.replies = [plan()]
     with pytest.raises(InvalidArgumentError, match="1 to 1024"):
         run(transport, "start_mgpu 5000")

@@ -124,6 +124,7 @@ def test_processes_per_site_are_shown_and_signed(transport, job, uploads, trust)
     transport.replies = [ALL_OK, STARTED]
     _, screen = run(transport, f"submit_job {job} --gpus a=2,b=4")
     assert "gpus      a 2 · b 4" in screen.lines
+    assert json.loads(transport.sent[0][0][1])["gpus"] == {"a": 2, "b": 4}
     signed = Signed.from_bytes(transport.sent[1][1])
     _, order = open_order(StartOrder, signed, trust.store, datetime.now(UTC))
     assert order.gpus == {"a": 2, "b": 4}

@@ -56,6 +56,14 @@ def test_every_target_has_a_row_with_what_it_does(console, busy):
     assert busy.asked == [(("a", "b", "c"), "check_status", SIGNED)]
 
 
+def test_several_processes_of_a_run_are_shown(console, busy):
+    busy.replies["a"] = said(run=3, round=7, phase="train", since_s=0.3, processes=4)
+    cells = console("check_status client a").rows["a"]["cells"]
+    assert cells["phase"] == "train, 4 processes"
+    busy.replies["a"] = said(run=3, round=7, phase="train", since_s=0.3, processes=1)
+    assert console("check_status client a").rows["a"]["cells"]["phase"] == "train"
+
+
 def test_the_data_has_numbers_and_no_whole_digest(console, busy):
     data = console("check_status all").data("runs")
     assert data[0]["waiting"] == ("b",)

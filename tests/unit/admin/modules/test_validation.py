@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from flplatform.core.control import MatrixView
+from flplatform.core.events import SourceModel
 from tests.support.control import ENDED, run
 
 VALUES = {
@@ -91,9 +94,9 @@ def test_csv_has_the_numbers_and_no_formula(console, matrix):
         view.mode,
     )
     assert console("cross_val 7 --csv").text.splitlines() == [
-        "owner,cleveland,worst",
-        "'=cmd(),-0.5,-0.5",
-        '"global (r0, best)",0.3333333333333333,0.3333333333333333',
+        "owner,cleveland,worst,gaps",
+        "'=cmd(),-0.5,-0.5,",
+        '"global (r0, best)",0.3333333333333333,0.3333333333333333,',
     ]
 
 
@@ -129,3 +132,62 @@ def test_one_owner_alone_makes_no_sentence(console, matrix):
     reply = console("cross_val 7")
     assert reply.table["rows"] == [["global (r1, best)", 12.5, 12.5]]
     assert reply.data("cross_validation")["sentence"] == ""
+
+
+def test_every_row_says_which_model_it_is(console, matrix):
+    kinds = {
+        "cleveland": ("local", 15),
+        "hungary": ("update", 12),
+        "switzerland": ("local", 15),
+        "r5": ("round", 5),
+        "last": ("latest", 15),
+        "best": ("best", 9),
+        "global": ("latest", 15),
+    }
+    view = matrix.matrices[7]
+    matrix.run_views[9] = run(9, **ENDED, source_run=7)
+    matrix.run_views[11] = run(11, **ENDED, source_run=9)
+    matrix.matrices[9] = replace(
+        view,
+        owners=tuple(kinds),
+        cells={**view.cells, ("r5", "cleveland"): {"accuracy": 0.1}},
+        gaps={("*", "va"): "declined: no", ("b", "*"): "no local model: gone"},
+        models={
+            owner: SourceModel(digest="blake3:1", size=1, kind=kind, round=number)
+            for owner, (kind, number) in kinds.items()
+        },
+        source_run=7,
+    )
+    reply = console("cross_val 9")
+    assert [row[0] for row in reply.table["rows"]] == [
+        *("cleveland", "hungary (update r12)", "switzerland"),
+        *("r5", "last (r15, latest)", "best (r9)", "global (r15, latest)"),
+    ]
+    assert reply.text.splitlines() == [
+        "models of run 7, validated again as run 9",
+        "accuracy (max is best); * is the best at that site",
+        "va declined run 9: no column (no)",
+        "b: no row (no local model: gone)",
+        "hungary: local model of round 12's update",
+        "validated again as run 11",
+        "switzerland's own model falls to .391 at hungary; "
+        "the global model's worst is .730, at switzerland",
+    ], "global models of other rounds are nobody's own"
+    data = reply.data("cross_validation")
+    assert data["models"]["hungary"] == {"kind": "update", "round": 12}
+    assert (data["source_run"], data["validations"]) == (7, [11])
+    assert data["metrics"] == ["accuracy", "loss"]
+    assert {"owner": "r5", "site": "cleveland", "metrics": {"accuracy": 0.1}} in data["cells"]
+    lines = console("cross_val 9 --csv").text.splitlines()
+    assert lines[2].startswith("hungary (update r12),0.746,0.746,0.525,0.525,va: declined")
+    assert lines[-1] == "b,,,,,va: declined: no; no local model: gone"
+    assert "validated again as run 9" in console("cross_val 7").text
+
+
+def test_a_matrix_of_nothing_but_gaps_says_why(console, matrix):
+    gaps = {("global", site): "deadline passed" for site in "abcd"}
+    view = replace(matrix.matrices[7], cells={}, gaps=gaps)
+    matrix.matrices[7] = view
+    error = console("cross_val 7").error
+    assert error["message"] == "there are no results"
+    assert error["hint"].endswith("global at c: deadline passed; and 1 more")

@@ -5,7 +5,16 @@ import pytest
 from flplatform.core.errors import AlreadyExistsError, FailedPreconditionError
 from flplatform.core.events import Blob, GatherClosed, GatherOpened, ResultAccepted
 from flplatform.core.messages import SUBMIT_MODEL, ModelRef, task_seed
-from tests.support.workflows import INITIAL, WATCH, Played, digest, training, validating
+from tests.support.workflows import (
+    INITIAL,
+    SOURCE,
+    WATCH,
+    Played,
+    digest,
+    revalidating,
+    training,
+    validating,
+)
 
 
 def test_first_everyone_hands_in_its_best_model():
@@ -104,14 +113,34 @@ def test_every_missing_cell_names_why():
     assert run.status == "finished"
 
 
-def test_only_sites_that_are_there_are_waited_for():
+def test_a_site_that_is_away_is_waited_for_until_the_deadline():
     run = validating("ab")
     run.submit_model("a")
-    run.go("b")
-    assert run.last(GatherOpened).stage == "validate"
-    run.validate("a", "a")
-    run.validate("a", "global")
+    run.go("a", "b")
+    assert run.last(GatherOpened).stage == "submit"
+    run.fire("gather/submit")
+    assert run.of(GatherClosed)[0].gaps == {"7/0/submit_model/b": "site not connected"}
+    run.come("b")
+    assert "0/validate.global/b" in run.offered
+    for site in "ba":
+        for owner in ("a", "global"):
+            run.validate(site, owner)
     assert run.status == "finished"
+    assert run.last(GatherClosed).gaps == {}
+
+
+def test_a_site_that_will_not_come_can_be_disabled_withdrawn_or_have_its_tasks_given_up():
+    for leave in (Played.disable, Played.withdraw, Played.abort_tasks):
+        run = validating("ab")
+        run.go("b")
+        run.submit_model("a")
+        leave(run, "b")
+        assert run.last(GatherOpened).stage == "validate"
+        if leave is Played.abort_tasks:
+            leave(run, "b")
+        run.validate("a", "a")
+        run.validate("a", "global")
+        assert run.status == "finished"
 
 
 def test_a_site_that_comes_back_in_time_is_waited_for():
@@ -125,6 +154,8 @@ def test_a_site_that_comes_back_in_time_is_waited_for():
 def test_quorum_does_not_matter_to_a_gathering():
     run = validating("ab")
     run.go("a", "b")
+    run.fire("gather/submit")
+    run.fire("gather/validate")
     assert run.status == "finished"
     assert len(run.last(GatherClosed).gaps) == 2
 
@@ -194,3 +225,55 @@ def test_models_are_offered_as_they_were_handed_in():
     run.submit_model("a", "b")
     run.crash()
     assert run.offers[0].model == ModelRef(digest("best of a"), 100)
+
+
+# ---- on demand ----------------------------------------------------------------------------------
+
+
+def test_on_demand_the_models_of_the_source_run_are_validated_at_once():
+    run = revalidating("ab", seed=42, validate_deadline_s=30)
+    assert run.status == "validating"
+    assert run.offered == [
+        f"3/validate.{owner}/{site}" for site in "ab" for owner in ("a", "b", "global")
+    ]
+    digests = [model.digest for _, model in sorted(SOURCE["source_models"].items())]
+    assert [task.model.digest for task in run.offers[:3]] == digests
+    assert run.offers[0].seed == task_seed(42, 3, "validate.a", "a"), "as in the source run"
+    assert run.wakes == {"gather/validate/3": 30}
+    for task in run.offers:
+        run.crash()
+        run.validate(task.id.site, task.id.owner)
+    assert run.status == "finished"
+    assert not run.of(GatherClosed)[0].gaps
+    assert len(run.of(GatherOpened)) == 1
+
+
+def test_on_demand_a_site_that_comes_back_gets_its_tasks():
+    run = revalidating("ab")
+    run.go("a", "b")
+    assert run.status == "validating"
+    run.come("b")
+    for owner in ("a", "b", "global"):
+        run.validate("b", owner)
+    run.fire("gather/validate")
+    assert run.status == "finished"
+    assert run.last(GatherClosed).gaps == {
+        f"7/3/validate.{owner}/a": "site not connected" for owner in ("a", "b", "global")
+    }
+
+
+def test_on_demand_a_run_that_everybody_declines_fails():
+    run = Played("ab", SOURCE, workflow=["cross_site_validation"], min_clients=1)
+    run.decline("a", "policy commands: validate = none")
+    run.decline("b")
+    assert run.status == "failed"
+    assert "validate = none" in run.state.ended.reason
+
+
+def test_on_demand_nothing_but_validation_is_taken():
+    run = revalidating("ab")
+    for kind in ("train", SUBMIT_MODEL):
+        with run.refused(
+            FailedPreconditionError, "stale_round" if kind == "train" else "task_closed"
+        ):
+            run.fail("a", kind=kind)

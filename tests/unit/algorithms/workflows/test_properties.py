@@ -44,7 +44,16 @@ from flplatform.core.workflow import (
     TimerFired,
     Wake,
 )
-from tests.support.workflows import RUN, WATCH, Events, Played, blob, training, validating
+from tests.support.workflows import (
+    RUN,
+    SOURCE,
+    WATCH,
+    Events,
+    Played,
+    blob,
+    training,
+    validating,
+)
 
 SITES = "abcd"
 OWNERS = (*SITES, "global", "last")
@@ -200,14 +209,20 @@ def most_inputs(run: Played) -> int:
 class Remembered(Played):
     """Remembers the outcomes of tasks that were taken, and each site's latest of every kind."""
 
-    def __init__(self, sites: str, **fields: Any) -> None:
-        super().__init__(sites, **fields)
+    def __init__(self, sites: str, *source: Any, **fields: Any) -> None:
+        super().__init__(sites, *source, **fields)
         self.taken: list[ResultArrived | FailureArrived] = []
         self.latest: dict[tuple[str, str], TaskId] = {}
         self.given_up: list[TaskId] = []
 
     def give(self, given: Input) -> Events:
         events = super().give(given)
+        for event in events:
+            if isinstance(event, GatherClosed) and event.reason != "deadline":
+                given_up = self.state.gathers[event.stage].failed
+                gaps = map(TaskId.parse, event.gaps)
+                left = {gap.site for gap in gaps if gap not in given_up}
+                assert left <= self.roster.disabled, "who is away is waited for"
         if events and isinstance(given, ResultArrived | FailureArrived):
             self.taken.append(given)
         for event in events:
@@ -247,15 +262,19 @@ class Runs(RuleBasedStateMachine):
         sites=st.integers(1, len(SITES)),
         quorum=st.integers(1, len(SITES)),
         rounds=st.integers(1, 3),
-        workflow=st.sampled_from(WORKFLOWS),
+        workflow=st.sampled_from((*WORKFLOWS, "on demand")),
         on_deadline=st.sampled_from(["extend", "abort"]),
         watch=st.sampled_from([{"metric": "accuracy", "mode": mode} for mode in ("max", "min")]),
         deployed=st.booleans(),
         seed=st.integers(0, 99),
     )
-    def start(self, sites, quorum, deployed, seed, **fields):
+    def start(self, sites, quorum, workflow, deployed, seed, **fields):
         self.random = Random(seed)
-        self.run = Remembered(SITES[:sites], min_clients=min(quorum, sites), **fields)
+        fields |= {"workflow": workflow, "min_clients": min(quorum, sites)}
+        source = ()
+        if workflow == "on demand":
+            source, fields["workflow"] = (SOURCE,), ("cross_site_validation",)
+        self.run = Remembered(SITES[:sites], *source, **fields)
         if deployed:
             self.run.accept()
 

@@ -296,8 +296,8 @@ def test_a_model_must_come_with_a_model_result(start):
 
 def test_classify_tells_new_from_known():
     run = training().updates("a")
-    assert classify(run.state, run.task("b"), digest("any"))
-    assert not classify(run.state, run.task("a"), digest("1/a"))
+    assert classify(run.state, run.task("b"), frozenset({digest("any")}))
+    assert not classify(run.state, run.task("a"), frozenset({digest("1/a")}))
 
 
 # ---- operator and server ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from itertools import permutations
 
 import pytest
 
+from flplatform.algorithms.workflows import classify
 from flplatform.core.events import (
     Blob,
     DeadlineExtended,
@@ -16,7 +17,8 @@ from flplatform.core.events import (
     RunEnded,
     Target,
 )
-from flplatform.core.messages import ModelRef, task_seed
+from flplatform.core.messages import ModelRef, TaskResult, task_seed
+from flplatform.core.workflow import Aggregated, Offer, ResultArrived
 from tests.support.workflows import INITIAL, WATCH, Played, digest, training
 
 # ---- opening ------------------------------------------------------------------------------------
@@ -395,6 +397,7 @@ def test_failed_closing_tasks_leave_the_last_model_unscored_and_the_gap_explicit
     scored(run, (0.5, 0.5))
     run.fail("a", "no data", "validate.last")
     run.go("b")
+    run.fire("gather/score")
     assert run.last(GatherClosed).gaps == {
         "7/1/validate.last/a": "no data",
         "7/1/validate.last/b": "site not connected",
@@ -436,3 +439,46 @@ def test_with_nobody_there_the_last_model_goes_unscored():
     run.publish()
     assert run.status == "finished"
     assert run.state.scores == {0: 0.5}
+
+
+def offered(run, site):
+    (task,) = (
+        item.task for item in run.pending if isinstance(item, Offer) and item.task.id.site == site
+    )
+    return task
+
+
+def test_train_tasks_name_the_codecs_and_the_model_as_it_crosses_the_wire():
+    run = Played(
+        "ab",
+        {"wire": Blob(digest=digest("w0"), size=50)},
+        codec="int8",
+        codec_down="bf16",
+        rounds=2,
+    )
+    run.accept()
+    task = offered(run, "a")
+    assert (task.codec, task.wire, task.wire_codec) == ("int8", ModelRef(digest("w0"), 50), "bf16")
+    assert task.model == ModelRef(digest(INITIAL), 100)
+    run.updates("a", "b")
+    wire = ModelRef(digest("w1"), 60)
+    run.give(Aggregated(1, ModelRef(digest("m1"), 100), None, wire))
+    assert run.last(ModelPublished).wire == Blob(digest=digest("w1"), size=60)
+    task = offered(run, "a")
+    assert (task.model, task.wire) == (ModelRef(digest("m1"), 100), wire)
+
+
+def test_without_codec_down_the_model_itself_is_named():
+    task = offered(training("ab"), "a")
+    assert (task.codec, task.wire, task.wire_codec) == ("none", None, "none")
+
+
+@pytest.mark.parametrize("again", ["model", "wire"])
+def test_an_encoded_update_is_known_by_what_came_and_by_what_it_came_to(again):
+    run = training("ab", codec="zstd")
+    base = run.state.open_round.opened.model.digest
+    result = TaskResult(ModelRef(digest("model"), 100), 5, trained_from=base, wire=digest("wire"))
+    (event,) = run.give(ResultArrived(run.task("a"), result))
+    assert (event.digest, event.wire) == (digest("model"), digest("wire"))
+    assert not classify(run.state, run.task("a"), frozenset({digest(again)}))
+    assert run.give(ResultArrived(run.task("a"), result)) == ()

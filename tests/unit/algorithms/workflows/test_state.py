@@ -1,6 +1,6 @@
 import pytest
 
-from flplatform.algorithms.workflows.state import evolve, fingerprint, gather_of
+from flplatform.algorithms.workflows.state import evolve, gather_of, marks
 from flplatform.core.events import (
     GatherOpened,
     ModelPublished,
@@ -61,8 +61,8 @@ def test_scored_the_best_model_may_be_the_initial_one():
 
 def test_a_model_is_known_by_its_digest():
     first = UpdateAccepted(task_id="1/1/train/a", site="a", round=1, digest="d", size=1, examples=1)
-    assert fingerprint(first) == "d"
-    assert fingerprint(first.model_copy(update={"metrics": {"loss": 1.0}})) == "d"
+    assert marks(first) == {"d"}
+    assert marks(first.model_copy(update={"metrics": {"loss": 1.0}})) == {"d"}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_validation_is_known_by_its_numbers(examples, metrics, same):
         task_id="1/1/validate.a/a", site="a", examples=10, metrics={"accuracy": 0.5, "loss": 1.0}
     )
     again = first.model_copy(update={"examples": examples, "metrics": metrics})
-    assert (fingerprint(again) == fingerprint(first)) is same
+    assert (marks(again) == marks(first)) is same
 
 
 def test_a_task_finds_its_gathering():

@@ -20,6 +20,7 @@ down: $(VENV)/core.stamp          ## stop it
 	@$(BIN)/python -m workspaces.federation down
 
 test: check                       ## all checks and tests that need no ML framework
+	@sh tools/install-postgres.sh
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not torch and not tensorflow and not sklearn"
 
 test-frameworks: $(VENV)/frameworks.stamp   ## the rest, on CPU builds of PyTorch and TensorFlow
@@ -47,7 +48,8 @@ transcripts: $(VENV)/dev.stamp    ## record the console's transcripts anew, and 
 protos:                           ## generate the protobuf code anew, with the pinned generator
 	@$(PYTHON) tools/protos.py
 
-clean:                            ## remove everything that was installed or generated
+clean:                            ## stop the demo, remove everything installed or generated
+	@test ! -d $(KITS) || test ! -x $(BIN)/python || $(BIN)/python -m workspaces.federation down
 	rm -rf $(VENV) $(KITS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/core.stamp: setup.cfg pyproject.toml constraints.txt

@@ -1,9 +1,12 @@
 """Files that are either whole or absent, whatever happens to the machine.
 
 A name becomes visible only by `rename`, after the bytes and before the directory entry are
-fsynced. Nothing here retries a failed fsync: after one, the state of the page cache is unknown.
+fsynced. Nothing here retries a failed fsync: after one, the state of the page cache is unknown. A
+process that serves ends then (`end_on_failed_sync`), and starts again from what the disk has.
 """
 
+import errno
+import logging
 import os
 import secrets
 import shutil
@@ -13,15 +16,48 @@ from pathlib import Path
 
 from flplatform.core.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 PRIVATE_FILE = 0o600
 PRIVATE_DIR = 0o700
+FAILED_SYNC_EXIT = 70
+"""Exit code after a failed write or fsync: what is on the disk is unknown, the log decides."""
+
+_ends_process = False
+
+
+def end_on_failed_sync() -> None:
+    """From now on a failed `sync` ends this process with `FAILED_SYNC_EXIT`."""
+    global _ends_process  # noqa: PLW0603 - one process, one disk that cannot be relied on
+    _ends_process = True
+
+
+def sync(handle: int, data_only: bool = False) -> None:
+    """Make an open file durable.
+
+    Args:
+        handle: its descriptor.
+        data_only: leave out what reading the bytes again does not need.
+
+    Raises:
+        OSError: the disk refused. What it holds now is unknown, unless it is full.
+    """
+    try:
+        os.fdatasync(handle) if data_only else os.fsync(handle)
+    except OSError as error:
+        if _ends_process and error.errno == errno.EIO:
+            name = os.readlink(f"/proc/self/fd/{handle}")
+            log.critical("%s cannot be made durable, the process ends: %s", name, error)
+            logging.shutdown()
+            os._exit(FAILED_SYNC_EXIT)
+        raise
 
 
 def fsync_dir(path: Path) -> None:
     """Make the directory's entries durable."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        sync(handle)
     finally:
         os.close(handle)
 
@@ -50,7 +86,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], mode: int = PRIVATE_
             for chunk in (data,) if isinstance(data, bytes) else data:
                 file.write(chunk)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -59,8 +95,11 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], mode: int = PRIVATE_
 
 
 def private_dir(path: Path) -> Path:
-    """Create `path` (and parents) for this user alone, and return it."""
-    path.mkdir(mode=PRIVATE_DIR, parents=True, exist_ok=True)
+    """Create `path` (and parents) for this user alone, durable on return, and return it."""
+    if not path.is_dir():
+        private_dir(path.parent)
+        path.mkdir(mode=PRIVATE_DIR, exist_ok=True)
+        fsync_dir(path.parent)
     return path
 
 

@@ -1,9 +1,9 @@
 """Model files: mapped for reading, written in one pass, checked while they arrive."""
 
 import mmap
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,15 @@ from flplatform.core.model import (
     Arrays,
     Layout,
     Manifest,
+    PartOf,
     encode_header,
     header_length,
     is_float,
     parse_header,
 )
-from flplatform.files.durable import fsync_dir
+from flplatform.files.durable import fsync_dir, sync
+
+STEP_BYTES = 4 << 20
 
 
 def read_layout(path: Path) -> Layout:
@@ -90,7 +93,7 @@ def save(path: Path, arrays: Arrays) -> Manifest:
             array = np.ascontiguousarray(arrays[spec.name], dtype=DTYPES[spec.dtype])
             file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     fsync_dir(path.parent)
     return manifest
 
@@ -124,6 +127,7 @@ class ModelCheck:
 
     def __init__(self, manifest: Manifest) -> None:
         self._header = encode_header(manifest)
+        self._size = manifest.file_bytes()
         self._offset = 0
         self._split = b""  # the first bytes of a value whose others come with the next chunk
         self._spans: list[tuple[int, int, str, np.dtype[np.generic]]] = []
@@ -159,6 +163,15 @@ class ModelCheck:
             self._spans.pop()
         self._offset = end
 
+    def end(self) -> None:
+        """Check that no byte is missing or too many.
+
+        Raises:
+            ModelFormatError: one is.
+        """
+        if self._offset != self._size:
+            raise ModelFormatError(f"has {self._offset} bytes, not {self._size}", field="file")
+
     def _feed_tensor(self, data: memoryview, name: str, dtype: np.dtype[np.generic]) -> None:
         if self._split:
             missing = dtype.itemsize - len(self._split)
@@ -170,6 +183,93 @@ class ModelCheck:
         whole = len(data) - len(data) % dtype.itemsize
         _check_values(np.frombuffer(data[:whole], dtype), name)
         self._split = bytes(data[whole:])
+
+
+class FoundCheck:
+    """As `ModelCheck`, for a file whose own header says which tensors it holds.
+
+    Args:
+        file_bytes: declared size of the file.
+        max_header_bytes: most that length and header may take; so much is kept at most.
+        accept: raises ModelFormatError for tensors that may not be.
+    """
+
+    def __init__(
+        self, file_bytes: int, max_header_bytes: int, accept: Callable[[Manifest], object]
+    ) -> None:
+        self._file_bytes = file_bytes
+        self._max_header_bytes = max_header_bytes
+        self._accept = accept
+        self._begin = bytearray()
+        self._check: ModelCheck | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        """Check the next bytes.
+
+        Raises:
+            ModelFormatError: the header is not canonical or names other tensors, or a value is
+                NaN or infinite.
+        """
+        if self._check is not None:
+            return self._check.feed(chunk)
+        self._begin += chunk
+        if len(self._begin) < LENGTH_BYTES:
+            return None
+        length = header_length(bytes(self._begin[:LENGTH_BYTES]))
+        if length > self._max_header_bytes:
+            raise ModelFormatError(
+                f"takes {length} bytes, that of the whole model {self._max_header_bytes}",
+                field="header",
+            )
+        if len(self._begin) < length:
+            return None
+        manifest = parse_header(bytes(self._begin[:length]), self._file_bytes).manifest
+        self._accept(manifest)
+        self._check = ModelCheck(manifest)
+        return self._check.feed(bytes(self._begin))
+
+    def end(self) -> None:
+        """Check that no byte is missing or too many.
+
+        Raises:
+            ModelFormatError: one is.
+        """
+        if self._check is None:
+            raise ModelFormatError("ends before its tensors begin", field="header")
+        self._check.end()
+
+
+def model_check(expected: Manifest | PartOf, size: int) -> ModelCheck | FoundCheck:
+    """Return what checks the bytes of a model file of `size` bytes as they come.
+
+    Raises:
+        ModelFormatError: a file of these tensors has another size.
+    """
+    whole = expected.whole if isinstance(expected, PartOf) else expected
+    most = whole.file_bytes()
+    if size > most or (size < most and whole is expected):
+        raise ModelFormatError(
+            f"is {size} bytes, a model file of this job {most}",
+            field="blob.size",
+            hint="return tensors with the dtype and shape in which they were received",
+        )
+    if whole is expected:
+        return ModelCheck(whole)
+    accept = partial(whole.check_part, what="update")
+    return FoundCheck(size, len(encode_header(whole)), accept)
+
+
+def check_file(path: Path, check: ModelCheck | FoundCheck) -> None:
+    """Hold a whole file against `check`.
+
+    Raises:
+        ModelFormatError: it does not stand.
+        OSError: it cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(STEP_BYTES):
+            check.feed(chunk)
+    check.end()
 
 
 def _check_values(values: Array, name: str) -> None:

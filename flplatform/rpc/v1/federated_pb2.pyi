@@ -85,20 +85,26 @@ class GetTaskReply(_message.Message):
     def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[EndedRun, _Mapping]]] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("id", "model", "seed", "run", "round", "kind")
+    __slots__ = ("id", "model", "seed", "run", "round", "kind", "codec", "wire", "wire_codec")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_CODEC_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: Blob
     seed: int
     run: int
     round: int
     kind: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[_Union[Blob, _Mapping]] = ..., seed: _Optional[int] = ..., run: _Optional[int] = ..., round: _Optional[int] = ..., kind: _Optional[str] = ...) -> None: ...
+    codec: str
+    wire: Blob
+    wire_codec: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[_Union[Blob, _Mapping]] = ..., seed: _Optional[int] = ..., run: _Optional[int] = ..., round: _Optional[int] = ..., kind: _Optional[str] = ..., codec: _Optional[str] = ..., wire: _Optional[_Union[Blob, _Mapping]] = ..., wire_codec: _Optional[str] = ...) -> None: ...
 
 class Blob(_message.Message):
     __slots__ = ("digest", "size")

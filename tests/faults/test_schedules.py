@@ -1,0 +1,38 @@
+"""Random kill schedules, while a reproducible run and one with deadlines are at work."""
+
+import os
+
+import pytest
+
+from flplatform.core import events as ev
+from tests.faults.conftest import LONG
+from tests.faults.schedules import Schedule
+
+pytestmark = pytest.mark.timeout(900 if LONG else 150)
+
+FIRST = int(os.environ.get("FAULTS_SEED", "1"))
+SEEDS = range(FIRST, FIRST + (40 if LONG else 2))
+FAULTS = 25 if LONG else 9
+ROUNDS = 40 if LONG else 16
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kill_schedule(faulty, tally, seed):
+    federation = faulty("site-1", "site-2", "site-3")
+    federation.start_all()
+    tally.seeds.append(seed)
+    steady = federation.submit("steady", rounds=ROUNDS)
+    hasty = federation.submit(
+        "hasty", rounds=ROUNDS, min_clients=1, wait_after_min_s=0.2, round_deadline_s=20.0
+    )
+    schedule = Schedule(federation, seed)
+    try:
+        schedule.play(FAULTS, lambda: federation.over(steady) and federation.over(hasty))
+        for run in (steady, hasty):
+            federation.wait_event(run, ev.RunEnded, deadline_s=90)
+        done = federation.console(f"submit_job {federation.job('calm', rounds=ROUNDS)} --wait")
+        assert done.returncode == 0, done.stdout + done.stderr
+        federation.check(steady, federation.final_digest(federation.run_of("calm")))
+        federation.check(hasty)
+    except (AssertionError, TimeoutError) as error:
+        raise AssertionError(f"seed {seed}: {'; '.join(schedule.story)}") from error

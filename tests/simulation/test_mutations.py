@@ -1,0 +1,13 @@
+"""The simulation finds faults: each way of breaking the program is noticed."""
+
+import pytest
+
+from tests.simulation.mutations import MUTATIONS
+from tests.simulation.test_simulation import simulate
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_program_is_noticed(name: str) -> None:
+    found = simulate("--mutation", name, "--seeds", MUTATIONS[name].seeds, "--no-shrinking")
+    assert found.returncode == 1, f"nothing was noticed\n{found.stdout}{found.stderr}"
+    assert "replay: python -m tests.simulation --seed" in found.stdout, found.stderr

@@ -6,8 +6,8 @@ Real, the very code that is shipped:
     `TaskLoop`, `Spool`, `SiteRuns`, `SiteRun`, `Session`, `RequestAgent`, the loops of
     `SiteClient`, the sites' states (`client.state`), and `files.durable`.
 Modelled:
-    event loop and clock (`world`), file systems (`disk`), gRPC: connections, calls and blob
-    transfers (`network`), the state store: one log, group commit, durable before its future
+    event loop and clock (`world`), file systems (`disk`, `system`), gRPC: connections, calls and
+    blob transfers (`network`), the state store: one log, group commit, durable before its future
     resolves (`server`), tokens but no certificates or signatures, aggregation, and the job's
     process: training is a digest of model, seed, site and committed state (`site`).
 Not here:

@@ -12,13 +12,14 @@ from typing import Any
 
 from flplatform.core.errors import FLError
 from flplatform.core.job import JobSpec
-from tests.simulation import disk, models, programs
-from tests.simulation.disk import Disks, SimPath
+from tests.simulation import models, programs, system
+from tests.simulation.disk import Disks
 from tests.simulation.faults import Fault, Injector, draw
 from tests.simulation.invariants import Watcher, undisturbed
 from tests.simulation.network import Link, Network
 from tests.simulation.server import Blobs, Server, identity
 from tests.simulation.site import Behaviour, JobProcess, Package, Site, start_order
+from tests.simulation.system import SimPath
 from tests.simulation.world import Process, StoryHandler, Violation, World
 
 NAMES = ("a", "bb", "ccc", "dddd")
@@ -58,7 +59,7 @@ class History:
         plan = random.Random(f"{seed}/plan")  # noqa: S311
         self.world = World(seed, tell)
         self.disks = Disks(self.world)
-        disk.use(self.disks)
+        system.use(self.disks)
         names = list(NAMES[: plan.randint(2, 4)])
         self.reproducible = plan.random() < 0.5
         self.behaviour = Behaviour(

@@ -1,10 +1,8 @@
 """The program, broken on purpose: each way must be found within some seeds."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from flplatform.algorithms.workflows import run as workflow
@@ -17,8 +15,8 @@ from flplatform.server.run_actor import RunActor
 from flplatform.server.runs import Runs
 from flplatform.server.training import TrainingService
 from tests.simulation import disk
-from tests.simulation.disk import SimPath
 from tests.simulation.server import LogStore
+from tests.simulation.system import SimPath
 
 Patch = tuple[Any, str, Any]
 
@@ -140,56 +138,26 @@ def _leave_one_out() -> list[Patch]:
     return [(Runs, "aggregate", aggregate)]
 
 
-@dataclass(frozen=True)
-class Mutation:
-    """One way to break it.
+MOST_SEEDS = 400
+"""So many are enough to notice any of these."""
 
-    Attributes:
-        patches: what is put in whose place.
-        first: the seed to begin with; another one serves as well, only later.
-        most: so many seeds at most are needed to find it.
-    """
-
-    patches: Callable[[], list[Patch]]
-    first: int = 0
-    most: int = 300
-
-    @property
-    def seeds(self) -> str:
-        """The seeds to play, as the command line takes them."""
-        return f"{self.first}:{self.first + self.most}"
-
-
-MUTATIONS = {
-    "acknowledge before append": Mutation(_acknowledge_before_append),
-    "train again after a restart": Mutation(_train_again_after_a_restart),
-    "count duplicates": Mutation(_count_duplicates),
-    "no fsync of spooled results": Mutation(_no_fsync("/spool/entries")),
-    "no fsync of blobs": Mutation(_no_fsync("/server/state/blobs")),
-    "no fsync of accepted runs": Mutation(_no_fsync("/state/runs")),
-    "settle before the answer": Mutation(_settle_before_the_answer),
-    "nothing pending after a restart": Mutation(_nothing_pending_after_a_restart),
-    "free the last round": Mutation(_free_the_last_round),
-    "forget what a dead site received": Mutation(_forget_what_a_dead_site_received),
-    "tell no site that its run has ended": Mutation(_never_tell_of_ends),
-    "leave out an update": Mutation(_leave_one_out),
+MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
+    "acknowledge before append": _acknowledge_before_append,
+    "train again after a restart": _train_again_after_a_restart,
+    "count duplicates": _count_duplicates,
+    "no fsync of spooled results": _no_fsync("/spool/entries"),
+    "no fsync of blobs": _no_fsync("/server/state/blobs"),
+    "no fsync of accepted runs": _no_fsync("/state/runs"),
+    "settle before the answer": _settle_before_the_answer,
+    "nothing pending after a restart": _nothing_pending_after_a_restart,
+    "free the last round": _free_the_last_round,
+    "forget what a dead site received": _forget_what_a_dead_site_received,
+    "tell no site that its run has ended": _never_tell_of_ends,
+    "leave out an update": _leave_one_out,
 }
 
 
 def apply(name: str) -> None:
     """Break the program for the rest of this process's life."""
-    for owner, key, value in MUTATIONS[name].patches():
+    for owner, key, value in MUTATIONS[name]():
         setattr(owner, key, value)
-
-
-@contextmanager
-def applied(name: str) -> Iterator[None]:
-    """Break the program in the block."""
-    patches = MUTATIONS[name].patches()
-    before = [(owner, key, getattr(owner, key)) for owner, key, _ in patches]
-    apply(name)
-    try:
-        yield
-    finally:
-        for owner, key, value in before:
-            setattr(owner, key, value)

@@ -16,7 +16,7 @@ from flplatform.security import package, signing
 from flplatform.server import aggregation
 from flplatform.store import blobs
 from tests.simulation import models, network, site
-from tests.simulation.disk import OpenFile, SimOs, SimPath, SimShutil, disks
+from tests.simulation.system import OpenFile, SimOs, SimPath, SimShutil, disks
 
 _NETWORK: list[network.Network] = []
 _INSTALLED: list[bool] = []

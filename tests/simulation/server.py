@@ -31,9 +31,10 @@ from flplatform.server.servicers import (
 from flplatform.server.training import ModelResultProcessor, ResultProcessors, TrainingService
 from flplatform.server.validation import ValidateResultProcessor
 from flplatform.store.blobs import FileBlobStore
-from tests.simulation.disk import Disks, File, Folder, SimPath
+from tests.simulation.disk import Disks, File, Folder
 from tests.simulation.models import SIZE
 from tests.simulation.network import CHUNKS, Network
+from tests.simulation.system import SimPath
 from tests.simulation.world import LoopExecutor, Process, World
 
 DEAD_AFTER_S = 40.0

@@ -28,9 +28,10 @@ from flplatform.files.durable import private_dir, write_atomic
 from flplatform.security.signing import StartOrder
 from flplatform.store.blobs import FileBlobStore
 from tests.simulation import models
-from tests.simulation.disk import Disks, SimPath, SimShutil
+from tests.simulation.disk import Disks
 from tests.simulation.network import Network
 from tests.simulation.server import identity
+from tests.simulation.system import SimPath, SimShutil
 from tests.simulation.world import PROCESS, Process, World
 
 # ---- what is signed, without signatures ----------------------------------------------------------

@@ -60,7 +60,8 @@ class Draft:
     def close_gather(self, stage: Stage, fired: Timers) -> bool:
         """Close a gathering if nobody is left to wait for or its deadline passed.
 
-        Participants are waited for until they are done or disabled, also while they are away.
+        Who is away is not waited for while others are there; if nobody is, an outage is likelier
+        than that all have left, and everybody is waited for until the deadline.
 
         Returns:
             Whether the gathering is closed now.
@@ -69,8 +70,9 @@ class Draft:
         if gather.closed:
             return True
         late = fired.has(gather_wake(self.state, gather))
-        # A site that is away may come back in time; a withdrawn one has no open task.
-        waiting = set(gather.opened.participants) - self.roster.disabled
+        # A withdrawn site has no open task.
+        there = self.roster.usable.intersection(gather.opened.participants)
+        waiting = there or set(gather.opened.participants) - self.roster.disabled
         if not late and any(_open_ids(self.state, gather, waiting)):
             return False
         gaps = {

@@ -113,15 +113,12 @@ def test_every_missing_cell_names_why():
     assert run.status == "finished"
 
 
-def test_a_site_that_is_away_is_waited_for_until_the_deadline():
+def test_who_is_away_is_not_waited_for_while_others_are_there():
     run = validating("ab")
     run.submit_model("a")
-    run.go("a", "b")
-    assert run.last(GatherOpened).stage == "submit"
-    run.fire("gather/submit")
+    run.go("b")
     assert run.of(GatherClosed)[0].gaps == {"7/0/submit_model/b": "site not connected"}
-    run.come("b")
-    assert "0/validate.global/b" in run.offered
+    run.come("b")  # in time for the next gathering
     for site in "ba":
         for owner in ("a", "global"):
             run.validate(site, owner)
@@ -129,10 +126,22 @@ def test_a_site_that_is_away_is_waited_for_until_the_deadline():
     assert run.last(GatherClosed).gaps == {}
 
 
+def test_an_outage_is_waited_out_until_the_deadline():
+    run = validating("ab")
+    run.go("a", "b")
+    assert run.last(GatherOpened).stage == "submit"
+    run.come("a")
+    run.submit_model("a")
+    assert run.of(GatherClosed)[0].gaps == {"7/0/submit_model/b": "site not connected"}
+    run.go("a")
+    run.fire("gather/validate")
+    assert run.status == "finished"
+    assert len(run.last(GatherClosed).gaps) == 4
+
+
 def test_a_site_that_will_not_come_can_be_disabled_withdrawn_or_have_its_tasks_given_up():
     for leave in (Played.disable, Played.withdraw, Played.abort_tasks):
         run = validating("ab")
-        run.go("b")
         run.submit_model("a")
         leave(run, "b")
         assert run.last(GatherOpened).stage == "validate"
@@ -255,7 +264,6 @@ def test_on_demand_a_site_that_comes_back_gets_its_tasks():
     run.come("b")
     for owner in ("a", "b", "global"):
         run.validate("b", owner)
-    run.fire("gather/validate")
     assert run.status == "finished"
     assert run.last(GatherClosed).gaps == {
         f"7/3/validate.{owner}/a": "site not connected" for owner in ("a", "b", "global")

@@ -222,7 +222,10 @@ class Remembered(Played):
                 given_up = self.state.gathers[event.stage].failed
                 gaps = map(TaskId.parse, event.gaps)
                 left = {gap.site for gap in gaps if gap not in given_up}
-                assert left <= self.roster.disabled, "who is away is waited for"
+                asked = self.state.gathers[event.stage].opened.participants
+                there = self.roster.usable.intersection(asked)
+                assert not left & there, "who is there is waited for"
+                assert left <= self.roster.disabled or there, "an outage is waited out"
         if events and isinstance(given, ResultArrived | FailureArrived):
             self.taken.append(given)
         for event in events:

@@ -397,7 +397,6 @@ def test_failed_closing_tasks_leave_the_last_model_unscored_and_the_gap_explicit
     scored(run, (0.5, 0.5))
     run.fail("a", "no data", "validate.last")
     run.go("b")
-    run.fire("gather/score")
     assert run.last(GatherClosed).gaps == {
         "7/1/validate.last/a": "no data",
         "7/1/validate.last/b": "site not connected",

@@ -232,11 +232,15 @@ class SiteRuns:
         self._ending: dict[int, asyncio.Task[None]] = {}
 
     def open(self, blob_path: Callable[[str], Path]) -> None:
-        """Bring back the runs that were accepted before a restart, verifying them again."""
+        """Bring back the runs that were accepted before a restart, verifying them again.
+
+        Raises:
+            DataLossError: which submissions were accepted cannot be read.
+        """
         remove_temporaries(self._folder)
         path = self._folder / SUBMISSIONS
         if path.exists():
-            self._submissions = {str(k): int(v) for k, v in json.loads(path.read_bytes()).items()}
+            self._submissions = _read_submissions(path)
         known = dict(self._submissions)
         for folder in sorted(self._folder.iterdir()):
             if not (folder / RECORD).exists():
@@ -452,6 +456,21 @@ class SiteRuns:
         await asyncio.gather(*warming, return_exceptions=True)
         await asyncio.gather(*(run.abort() for run in self._runs.values()))
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
+
+
+def _read_submissions(path: Path) -> dict[str, int]:
+    """Return submission id → run of what was accepted here.
+
+    Raises:
+        DataLossError: the file is damaged.
+    """
+    try:
+        return {str(key): int(run) for key, run in json.loads(path.read_bytes()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataLossError(
+            f"{path} is damaged: {error}",
+            hint="restore it; without it, submissions of before could be started again",
+        ) from None
 
 
 def _last_words(text: str) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from flplatform.security.denials import Denial
 from flplatform.security.identity import Identity
 from flplatform.security.package import Package
 from flplatform.server.aggregation import aggregate_closed
+from flplatform.server.background import Background
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.ledger import Ledger, RunSummary, decode
 from flplatform.server.relay import Reply, RequestRelay
@@ -42,7 +43,8 @@ from flplatform.server.retention import (
 )
 from flplatform.server.run_actor import RunActor
 from flplatform.server.shelf import Shelf
-from flplatform.server.wire import make_wire, undo
+from flplatform.server.uploads import Uploads
+from flplatform.server.wire import make_wire
 from flplatform.server.wording import describe, moment
 
 log = logging.getLogger(__name__)
@@ -52,9 +54,6 @@ RECENT_RUNS = 8
 
 UNREADABLE = "unreadable"
 """Status of a run whose log this release cannot go on with; nothing is done to it."""
-
-DECODERS = 2
-"""Updates whose codec is being undone at a time."""
 
 T = TypeVar("T")
 
@@ -72,6 +71,7 @@ class Runs:
 
     Attributes:
         retention: frees blobs that nothing needs.
+        uploads: what sites have uploaded for their open tasks.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class Runs:
             self._read,
             lambda: self._ledger.shelf.blobs(),
         )
-        self._background: set[asyncio.Task[Any]] = set()
-        self._decoding = asyncio.Semaphore(DECODERS)
+        self._background = Background()
+        self.uploads = Uploads(blobs, self.retention, self._actors, self._background)
         self._closed = False
         self._recent: dict[int, RunActor] = {}
         self.last_event = ""
@@ -128,7 +128,7 @@ class Runs:
                 continue
             if actor.state.ended:
                 self._note(actor)
-                self._later(self._summarise(actor))
+                self._background.later(self._summarise(actor))
             else:
                 self._clients.presume(actor.state.deployed)
                 self._start(actor)
@@ -139,14 +139,12 @@ class Runs:
                     actor.state.round,
                 )
         if any(summary.deleted for summary in self._ledger.summaries()):
-            self._later(self._free_deleted())
+            self._background.later(self._free_deleted())
 
     async def close(self) -> None:
         """Stop all deciders; what they decided is in the log."""
         self._closed = True
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.close()
         await asyncio.gather(*(actor.stop() for actor in self._actors.values()))
 
     def _load(self, run: int) -> RunActor:
@@ -168,20 +166,6 @@ class Runs:
         self._actors[actor.run] = actor
         self._note(actor)
         actor.start()
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-
-        def done(ended: asyncio.Task[None]) -> None:
-            self._background.discard(ended)
-            if not ended.cancelled() and (error := ended.exception()):
-                known = isinstance(error, FLError)
-                log.error("in the background: %s", error, exc_info=None if known else error)
-
-        task.add_done_callback(done)
-
-    # ---- submission ----
 
     async def submit(
         self,
@@ -234,7 +218,7 @@ class Runs:
             wire = await self.encode(package.model, job.codec_down)
             named = ev.Blob(digest=wire.digest, size=wire.size)
             opened = opened.model_copy(update={"wire": named})
-        return await self._through(self._open_run(opened, manifest))
+        return await self._background.through(self._open_run(opened, manifest))
 
     async def open_chosen(self, choose: Callable[[], ev.RunOpened]) -> int:
         """Number and open a run whose first event `choose` decides; what that names is kept.
@@ -248,7 +232,7 @@ class Runs:
             with self.retention.hold(*source_models(opened)):
                 return await self._open_run(opened, self._manifest(opened.initial_model))
 
-        return await self._through(work())
+        return await self._background.through(work())
 
     def submitted(self, submission_id: str, job_digest: str) -> int | None:
         """Return the number of the run that a submission has become, if it has.
@@ -267,19 +251,12 @@ class Runs:
                 log.info("run %d opened: %s by %s", run, opened.job.name, opened.submitter)
             return run
 
-    async def _through(self, work: Coroutine[Any, Any, T]) -> T:
-        """Carry `work` through also if the caller leaves: what is appended must be known here."""
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return await asyncio.shield(task)
-
     async def step(self, decide: Callable[[], ev.Event | None]) -> None:
         """Append a step towards a run, see `Ledger.step`; free what it leaves without use."""
         before = self.shelf.blobs()
-        await self._through(self._ledger.step(decide))
+        await self._background.through(self._ledger.step(decide))
         if over := before - self.shelf.blobs():
-            self._later(self.retention.free(over))
+            self._background.later(self.retention.free(over))
 
     @property
     def shelf(self) -> Shelf:
@@ -408,76 +385,13 @@ class Runs:
         """Return whether a site has a part in a run at work."""
         return run in self._actors and site in self._actors[run].state.taking_part
 
-    async def take_upload(self, task: Task, wire: ModelRef) -> None:
-        """Undo the codec of an upload, keep what it comes to, and free the bytes that came.
-
-        Raises:
-            FLError: as `undo`; nothing is kept.
-        """
-        await self._through(self._take_upload(task, wire))
-
-    async def _take_upload(self, task: Task, wire: ModelRef) -> None:
-        actor = self.actor(task.id.run)
-        try:
-            with self.retention.hold(wire.digest):
-                async with self._decoding:
-                    model = await asyncio.to_thread(
-                        undo, self._blobs, actor.state.job, actor.manifest, task, wire
-                    )
-                self.note_upload(task.id, model.digest, wire.digest)
-        finally:
-            await self.retention.free({wire.digest})
-
-    def note_upload(self, task_id: TaskId, digest: str, came: str = "") -> None:
-        """Keep a checked upload for its task; what it takes the place of is freed.
-
-        Args:
-            task_id: the task.
-            digest: of the model.
-            came: digest of the bytes that came, if a codec made them.
-        """
-        over = self.retention.uploaded(task_id, digest, came)
-        actor = self._actors.get(task_id.run)
-        if actor is None or str(task_id) not in actor.tasks.get(task_id.site, {}):
-            over |= self._settle_uploads(task_id.run)
-        if over:
-            self._later(self.retention.free(over))
-
-    def has_upload(self, task_id: TaskId, came: str) -> bool:
-        """Return whether these bytes were uploaded, and checked, for this task."""
-        return self.retention.has_upload(task_id, came)
-
-    def uploaded(self, task_id: TaskId, came: ModelRef) -> ModelRef | None:
-        """Return the model that came as these bytes for a task, if it is here."""
-        digest = self.retention.upload_of(task_id, came.digest)
-        if not digest or digest == came.digest:
-            return came if digest else None
-        return ModelRef(digest, self._blobs.path(digest).stat().st_size)
-
-    def _settle_uploads(self, run: int) -> set[str]:
-        actor = self._actors.get(run)
-        tasks = actor.tasks.values() if actor else ()
-        return self.retention.settle(run, {key for mine in tasks for key in mine})
-
-    def readable(self, site: str, digest: str) -> bool:
-        """Return whether a site may download a blob: the package or a task's model of its run."""
-        return any(
-            digest == actor.state.opened.job_blob.digest
-            or any(
-                any(blob and blob.digest == digest for blob in (task.model, task.wire))
-                for task in actor.tasks.get(site, {}).values()
-            )
-            for actor in self.active()
-            if site in actor.state.taking_part
-        )
-
     async def set_enabled(self, site: str, enabled: bool, by: str) -> None:
         """Let a site take part, or bar it; remembered over restarts.
 
         Raises:
             ResourceExhaustedError: nothing can be stored.
         """
-        await self._through(self._set_enabled(site, enabled, by))
+        await self._background.through(self._set_enabled(site, enabled, by))
 
     async def deny(self, word: Denial) -> None:
         """Deny a name, or undo that; remembered over restarts.
@@ -485,7 +399,7 @@ class Runs:
         Raises:
             ResourceExhaustedError: nothing can be stored.
         """
-        await self._through(self._ledger.deny(word))
+        await self._background.through(self._ledger.deny(word))
 
     def site_changed(self, site: str) -> None:
         """Have runs and the site's waiting calls reconsider what it may do."""
@@ -502,7 +416,7 @@ class Runs:
         if self._closed:
             return
         for actor in self.active():
-            self._later(_quietly(actor))
+            self._background.later(_quietly(actor))
 
     # ---- the end of a run's life ----
 
@@ -521,7 +435,7 @@ class Runs:
             return
         self._demand_ended(run)
         events = await asyncio.to_thread(self._read, run)
-        await self._through(self._delete(run, by, kept_blobs(events, None)))
+        await self._background.through(self._delete(run, by, kept_blobs(events, None)))
 
     def _drop(self, run: int, by: str) -> ev.Event:
         if run not in self.shelf.prepared:  # a start was faster
@@ -608,7 +522,7 @@ class Runs:
             self.last_event = f"run {actor.run}: {describe(event)}"
             log.info("run %d: %s", actor.run, describe(event))
         ended = actor.state.ended is not None and self._actors.pop(actor.run, None) is not None
-        over = self._settle_uploads(actor.run)
+        over = self.uploads.settle(actor.run)
         over -= {
             event.digest
             for event in events
@@ -619,12 +533,12 @@ class Runs:
         if ended:
             over |= source_models(actor.state.opened)
         if over:
-            self._later(self.retention.free(over))
+            self._background.later(self.retention.free(over))
         left = {event.site for event in events if isinstance(event, ev.SiteWithdrawn)}
         if ended or left:
             self._notify(set(actor.state.targets) if ended else left)
         if ended:
-            self._later(self._retire(actor))
+            self._background.later(self._retire(actor))
         self.changed()
 
     def _note(self, actor: RunActor) -> None:

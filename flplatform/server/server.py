@@ -165,7 +165,10 @@ class FederatedServer:
         self._sites_wanted = asyncio.Event()
         self._sites_file = folder / SITES_FILE
         if self._sites_file.exists():
-            self.clients.known.update(json.loads(self._sites_file.read_bytes()))
+            try:
+                self.clients.known.update(json.loads(self._sites_file.read_bytes()))
+            except (ValueError, TypeError) as error:
+                log.error("%s is damaged and made anew: %s", self._sites_file, error)
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
 

@@ -190,7 +190,7 @@ class TrainingService:
         elif request.WhichOneof("outcome") == "result":
             result = self._processors.process(task_id, request.result)
             if (came := result.blob) is not None:
-                if (kept := self._runs.uploaded(task_id, came)) is None:
+                if (kept := self._runs.uploads.model_of(task_id, came)) is None:
                     if self._runs.settled_by(task_id, came.digest):
                         return "duplicate"
                     raise FailedPreconditionError(
@@ -240,9 +240,9 @@ class TrainingService:
         task_id = TaskId.parse(transfer_id)
         task = self._runs.open_task(task_id)
         if task is not None and task.codec != "none":
-            await self._runs.take_upload(task, blob)
+            await self._runs.uploads.take(self._runs.actor(task_id.run), task, blob)
         else:
-            self._runs.note_upload(task_id, blob.digest)
+            self._runs.uploads.note(task_id, blob.digest)
 
     def release_download(self, caller: Caller, digest: str) -> None:
         """Let a site read the packages and task models of its own runs only.
@@ -252,5 +252,7 @@ class TrainingService:
             NotFoundError: no such blob, or none of this site's; the two look alike.
         """
         self._runs.demand_enabled(caller.identity.name)
-        if not self._runs.readable(caller.identity.name, digest) or not self._blobs.has(digest):
+        if not self._runs.uploads.readable(caller.identity.name, digest) or not self._blobs.has(
+            digest
+        ):
             raise NotFoundError(f"{caller.identity.name} has no task with blob {digest}")

@@ -137,7 +137,7 @@ class Scene:
     def update(self, task: str | TaskId, value: float = 1.0) -> ModelRef:
         """Store a model as if its site had uploaded it for a task."""
         ref = self.model(value)
-        self.runs.note_upload(TaskId.parse(str(task)), ref.digest)
+        self.runs.uploads.note(TaskId.parse(str(task)), ref.digest)
         return ref
 
     # ---- runs ----

@@ -91,8 +91,8 @@ def test_a_withdrawn_site_hears_that_its_run_has_ended(scene: Scene, make) -> No
         assert (scene.runs.ended(1), scene.runs.ended(1, "a")) == ("", "")
         assert not scene.runs.takes_part("c", 1)
         model = scene.actor().state.model.digest
-        assert scene.runs.readable("a", model)
-        assert not scene.runs.readable("c", model)
+        assert scene.runs.uploads.readable("a", model)
+        assert not scene.runs.uploads.readable("c", model)
         # It holds over a restart, also for a site without a task that was away meanwhile.
         await scene.restart()
         assert await scene.training.get_task("c", [], [1]) == ([], {1: "withdrawn"})

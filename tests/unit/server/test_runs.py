@@ -389,7 +389,7 @@ def test_a_disabled_site_gets_nothing_and_gives_nothing(scene: Scene) -> None:
         await scene.submit(sites=("a", "b", "c"), min_clients=1)
         task = await scene.offered("c")
         package = scene.actor().state.opened.job_blob.digest
-        assert scene.runs.readable("c", package)
+        assert scene.runs.uploads.readable("c", package)
         scene.notified.clear()
         await scene.runs.set_enabled("c", False, "operator")
         assert {"c"} in scene.notified
@@ -438,20 +438,20 @@ def test_what_a_site_may_read(scene: Scene) -> None:
         scene.obeying("a", "b")
         await scene.submit()
         opened = scene.actor().state.opened
-        assert scene.runs.readable("a", opened.job_blob.digest)
-        assert not scene.runs.readable("stranger", opened.job_blob.digest)
+        assert scene.runs.uploads.readable("a", opened.job_blob.digest)
+        assert not scene.runs.uploads.readable("stranger", opened.job_blob.digest)
         task = await scene.offered("a")
         assert task.model is not None
-        assert scene.runs.readable("a", task.model.digest)
+        assert scene.runs.uploads.readable("a", task.model.digest)
         update = scene.update("1/1/train/b", 5.0)
-        assert not scene.runs.readable("a", update.digest)
+        assert not scene.runs.uploads.readable("a", update.digest)
         await scene.do("a")
-        assert not scene.runs.readable("a", task.model.digest), "it has done that task"
+        assert not scene.runs.uploads.readable("a", task.model.digest), "it has done that task"
         assert scene.runs.takes_part("a", 1)
         assert not scene.runs.takes_part("stranger", 1)
         assert not scene.runs.takes_part("a", 2)
         await scene.actor().tell(Abort("x"))
-        assert not scene.runs.readable("b", opened.job_blob.digest)
+        assert not scene.runs.uploads.readable("b", opened.job_blob.digest)
         assert not scene.runs.takes_part("a", 1)
         await scene.close()
 
@@ -615,11 +615,11 @@ def test_trouble_in_the_background_is_logged(
             raise UnavailableError("the store is gone")
 
         with caplog.at_level(logging.ERROR):
-            scene.runs._later(broken())
+            scene.runs._background.later(broken())
             await settle()
         assert "the store is gone" in caplog.text
         await scene.close()
         scene.runs.roster_changed(["a"])
-        assert scene.runs._background == set()
+        assert scene.runs._background._tasks == set()
 
     play(it())

@@ -409,9 +409,9 @@ def test_a_finished_upload_is_taken_in(scene: Scene) -> None:
     async def it() -> None:
         await training(scene)
         ref = scene.model(3.0)
-        assert not scene.runs.has_upload(TRAIN, ref.digest)
+        assert not scene.runs.uploads.has(TRAIN, ref.digest)
         await scene.training.note_upload(caller("a"), str(TRAIN), ref)
-        assert scene.runs.has_upload(TRAIN, ref.digest)
+        assert scene.runs.uploads.has(TRAIN, ref.digest)
         await scene.close()
 
     play(it())
@@ -558,7 +558,7 @@ def test_an_encoded_update_that_lies_is_refused_and_freed(scene: Scene) -> None:
         error = await refused(scene.training.note_upload(caller("a"), str(TRAIN), junk))
         assert str(error) == "zstd: is no zstd frame"
         assert not scene.blobs.has(junk.digest)
-        assert not scene.runs.has_upload(TRAIN, junk.digest)
+        assert not scene.runs.uploads.has(TRAIN, junk.digest)
         gone = await refused(scene.training.note_upload(caller("a"), str(TRAIN), junk))
         assert isinstance(gone, UnavailableError)
         await scene.close()

@@ -33,6 +33,7 @@ from flplatform.core.errors import FLError
 from flplatform.core.messages import ModelRef
 from flplatform.files.counters import watch_loop
 from flplatform.files.durable import private_dir
+from flplatform.files.loops import supervise
 from flplatform.files.system import system_info
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.audit import AuditLog, KitSeal
@@ -114,6 +115,7 @@ class SiteClient:
             verbs=verbs,
             denials=self._denials.take,
         )
+        self._end = end
         self._loops: list[asyncio.Task[None]] = []
         self._replies: set[asyncio.Task[None]] = set()
         self._received: list[str] = []
@@ -168,7 +170,7 @@ class SiteClient:
             "loop": watch_loop(self._tasks.counters.took),
             "policy": self._keep_policy_fresh(),
         }
-        self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        self._loops = supervise(loops, self._end)
         return {"isolation": self._isolation}
 
     async def stop(self) -> None:

@@ -17,6 +17,7 @@ from grpc import aio
 from flplatform.core.errors import FLError, PermissionDeniedError, UnauthenticatedError
 from flplatform.files.counters import watch_loop
 from flplatform.files.durable import write_atomic
+from flplatform.files.loops import supervise
 from flplatform.files.system import warn_of_few_files
 from flplatform.rpc.interceptors import MAX_TRANSFERS, Caller, Guard
 from flplatform.rpc.pace import PaceLimits, Slots
@@ -113,6 +114,7 @@ class FederatedServer:
     def __init__(self, kit: Kit, end: Callable[[bool], None]) -> None:
         limits = kit.server.limits
         folder = kit.state_folder()
+        self._end = end
         self.kit = kit
         self.denials = Denials()
         self.trust = Trust(kit, self.denials)
@@ -259,13 +261,14 @@ class FederatedServer:
             chain_pem=self.kit.chain,
             trusted_pem=self.kit.trust.tls_roots("site"),
         )
-        self._tasks = [
-            asyncio.create_task(self._watch_clients(), name="watch clients"),
-            asyncio.create_task(self.trust.keep_fresh(), name="reload trust"),
-            asyncio.create_task(self._keep_sites(), name="remember sites"),
-            asyncio.create_task(watch_loop(counters.took), name="watch the loop"),
-            asyncio.create_task(self.control.staging.keep_clean(), name="collect uploads"),
-        ]
+        loops = {
+            "watch clients": self._watch_clients(),
+            "reload trust": self.trust.keep_fresh(),
+            "remember sites": self._keep_sites(),
+            "watch the loop": watch_loop(counters.took),
+            "collect uploads": self.control.staging.keep_clean(),
+        }
+        self._tasks = supervise(loops, self._end)
 
     async def stop(self) -> None:
         """Drain: no new calls, then end the runs' deciders and close the state."""

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 KITS := workspaces/federation
 
-.PHONY: demo up console down test test-frameworks check bench reproduce docs transcripts protos clean
+.PHONY: demo up console down test test-frameworks faults faults-long soak check bench reproduce docs transcripts protos clean
 
 demo: $(VENV)/core.stamp          ## provision, start, train on four hospitals, show, stop
 	@$(BIN)/python -m workspaces.federation demo
@@ -20,11 +20,21 @@ down: $(VENV)/core.stamp          ## stop it
 	@$(BIN)/python -m workspaces.federation down
 
 test: check                       ## all checks and tests that need no ML framework
-	@sh tools/install-postgres.sh
+	@sh tools/install-test-tools.sh
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not torch and not tensorflow and not sklearn"
 
 test-frameworks: $(VENV)/frameworks.stamp   ## the rest, on CPU builds of PyTorch and TensorFlow
 	@$(BIN)/python -m pytest -q -m "torch or tensorflow or sklearn"
+
+faults: $(VENV)/dev.stamp         ## real processes killed, stopped, cut off; part of make test
+	@$(BIN)/python -m tests.faults quick
+
+faults-long: $(VENV)/dev.stamp    ## every call that makes something durable, many seeds
+	@$(BIN)/python -m tests.faults long
+
+MINUTES ?= 10
+soak: $(VENV)/dev.stamp           ## a fault every five seconds for MINUTES; nothing may grow
+	@$(BIN)/python -m tests.faults soak --minutes $(MINUTES)
 
 check: $(VENV)/dev.stamp          ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .

@@ -257,7 +257,7 @@ def running_cluster() -> Iterator[Cluster]:
     """Yield a running cluster; skip where PostgreSQL is not installed."""
     programs, user = binaries(), server_user()
     if programs is None or user is None:
-        pytest.skip("PostgreSQL is not installed (tools/install-postgres.sh)")
+        pytest.skip("PostgreSQL is not installed (tools/install-test-tools.sh)")
     cluster = Cluster(programs, user)
     try:
         yield cluster

@@ -7,7 +7,7 @@ from flplatform.admin.orders import ordered
 from flplatform.core.control import RunsControl
 from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
 from flplatform.core.staging import PREPARED
-from flplatform.hci import argument
+from flplatform.hci import argument, did_you_mean
 
 GRAMMAR = "server, client [SITE…] or all"
 
@@ -23,7 +23,9 @@ class TargetArguments:
     def __post_init__(self) -> None:
         first, *sites = self.targets
         if first not in ("server", "client", "all"):
-            hint = f"; did you mean client {first}?" if not sites else ""
+            hint = did_you_mean(first, ("server", "client", "all"))
+            hint = hint or (f"did you mean client {first}?" if not sites else "")
+            hint = f"; {hint}" if hint else ""
             raise ValueError(f"TARGET is {GRAMMAR}, not {first!r}{hint}")
         if sites and first != "client":
             raise ValueError(f"nothing can follow {first}, but {sites[0]!r} does")

@@ -84,5 +84,7 @@ def demand_over(run: RunView, command: str) -> None:
 def _state(run: RunView) -> str:
     """Say how a run is: `is training`, `has finished`, `was aborted: wrong data`."""
     verb = "has" if run.status in ("finished", "failed") else "was" if run.ended else "is"
+    if run.reason.startswith(f"{run.status} "):  # aborted by …
+        return f"{verb} {run.reason}"
     reason = f": {run.reason}" if run.reason and run.status != "finished" else ""
     return f"{verb} {run.status}{reason}"

@@ -24,7 +24,7 @@ from flplatform.core.errors import (
 )
 from flplatform.hci.connection import Connection, ExitCode, Item
 from flplatform.hci.grammar import parse
-from flplatform.hci.operations import LONG_S, Operation, Operations
+from flplatform.hci.operations import LONG_S, STOPPING, Operation, Operations
 from flplatform.hci.register import CommandRegister
 from flplatform.hci.session_commands import SessionCommands
 from flplatform.hci.sessions import AdminSession
@@ -195,9 +195,15 @@ class AdminServer:
             task = asyncio.current_task()
             if not operation.cancelled and task is not None and task.cancelling():
                 raise  # the reader has gone
-            connection.exit_code = ExitCode.INTERRUPTED
             reason = operation.cancelled or "by the server"
-            await connection.error(FailedPreconditionError(f"cancelled: {reason}"))
+            if reason == STOPPING:  # as when the connection breaks: it may be tried again
+                connection.exit_code = ExitCode.NO_CONNECTION
+                await connection.error(
+                    UnavailableError(f"cancelled: {reason}", hint="give it again when it is back")
+                )
+            else:
+                connection.exit_code = ExitCode.INTERRUPTED
+                await connection.error(FailedPreconditionError(f"cancelled: {reason}"))
         except Exception:
             logger.exception("command %s failed (%s)", operation.command, operation.id)
             await connection.error(

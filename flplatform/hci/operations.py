@@ -15,6 +15,9 @@ from flplatform.hci.sessions import AdminSession
 LONG_S = 3.0
 """A command that lasts so long is told its id, and its reply is kept."""
 
+STOPPING = "the server is stopping"
+"""Why a command was cancelled."""
+
 MAX_KEPT = 100
 MAX_KEPT_BYTES = 256 * 1024
 KEEP_S = 3600.0
@@ -183,6 +186,6 @@ class Operations:
         """Cancels all and waits for their ends."""
         tasks = [operation.task for operation in self.live() if operation.task is not None]
         for operation in self.live():
-            self.cancel(operation, "the server is stopping")
+            self.cancel(operation, STOPPING)
         if tasks:
             await asyncio.wait(tasks)

@@ -16,10 +16,12 @@ from prompt_toolkit.output import Output
 from flplatform.hci.completion import complete
 from flplatform.hci.connection import ExitCode
 from flplatform.hci.escape import escape
+from flplatform.hci.layout import paragraph
 from flplatform.hci.shell import Shell
 from flplatform.hci.transport import Transport
 
 _STATUS_S = 1.0  # the prompt must not wait long for a slow server
+_ANSWER = 5  # columns for a yes or no, and for the blank before it
 _COMPLETION_S = 2.0  # a slow server must not hold up typing
 
 
@@ -54,7 +56,8 @@ async def interact(
 
     async def ask(question: str, hidden: bool) -> str:
         asking: PromptSession[str] = PromptSession(input=input, output=output)
-        return await asking.prompt_async(f"  {question}", is_password=hidden)
+        columns = asking.output.get_size().columns
+        return await asking.prompt_async(_wrapped(question, columns), is_password=hidden)
 
     shell.asker = ask
     shell.leaving = False
@@ -72,6 +75,13 @@ async def interact(
     finally:
         shell.asker = None
     return ExitCode.OK
+
+
+def _wrapped(question: str, columns: int) -> str:
+    """A question, indented and wrapped at words; a short answer fits behind it."""
+    text = question.rstrip(" ")
+    lines = [paragraph(f"  {line}", columns - _ANSWER) for line in text.split("\n")]
+    return "\n".join(lines) + question[len(text) :]
 
 
 async def _refresh(transport: Transport) -> None:

@@ -134,6 +134,9 @@ class TextRenderer:
         if kind == "progress":
             self._progress(item)
             return
+        if kind == "text" and self._bar is not None and not self._bar.finished:
+            self._text(escape_lines(str(item["text"])))  # the bar stays below it
+            return
         self.flush()
         if kind == "text":
             self._text(escape_lines(str(item["text"])))
@@ -287,6 +290,11 @@ class _Bar:
             self._tasks[label] = self._progress.add_task(escape(label), total=total)
         self._progress.update(self._tasks[label], completed=done, total=total)
         self._progress.refresh()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that it shows is done."""
+        return self._progress.finished
 
     def stop(self) -> None:
         self._progress.stop()

@@ -108,6 +108,7 @@ class Shell:
         self._assume_yes = assume_yes
         self._clock = clock
         self._renderer = self._new_renderer("")
+        self._asked_s = 0.0  # how long the command in hand has waited for answers
         self._task: asyncio.Task[int] | None = None  # the command that Ctrl-C interrupts
 
     async def run_script(self, lines: Iterable[str], *, keep_going: bool = False) -> int:
@@ -159,13 +160,14 @@ class Shell:
 
     async def _show_reply(self, line: str, as_json: bool) -> int:
         before, self._renderer = self._renderer, self._new_renderer(line.strip(), as_json)
-        started = self._clock()
+        started, before_s = self._clock(), self._asked_s
+        self._asked_s = 0.0
         try:
             code = await self._until_interrupted(self._run(line))
-            self._renderer.finish(code, self._clock() - started)
+            self._renderer.finish(code, self._clock() - started - self._asked_s)
         finally:
             self._renderer.flush()  # if interrupted, a progress bar gives the cursor back
-            self._renderer = before
+            self._renderer, self._asked_s = before, self._asked_s + before_s
         return code
 
     def _failed(self, error: FLError) -> int:
@@ -275,11 +277,13 @@ class Shell:
         if self.asker is None:
             raise InvalidArgumentError("this needs an answer typed at a terminal")
         self._renderer.flush()
+        asked = self._clock()
         try:
             return await self.asker(escape_lines(question), hidden)
         except (KeyboardInterrupt, EOFError):
             raise asyncio.CancelledError from None
         finally:
+            self._asked_s += self._clock() - asked
             self._listen()  # the prompt took Ctrl-C for itself
 
     @property

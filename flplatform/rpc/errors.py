@@ -107,4 +107,6 @@ def from_rpc(error: grpc.RpcError) -> FLError:
     if cls is UnavailableError and "failed to connect" in details:
         # gRPC tells the whole story of all addresses; its last clause is the reason.
         return UnavailableError(f"no connection: {details.rpartition(': ')[2]}")
+    if cls is UnavailableError and "Socket closed" in details:
+        return UnavailableError("the connection broke")
     return cls(f"{error.code().name.lower()}: {details}")

@@ -329,7 +329,8 @@ class TrustStore:
     ) -> None:
         store = crypto.X509Store()
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
-        store.set_time((at or datetime.now(UTC)).astimezone(UTC))
+        now = (at or datetime.now(UTC)).astimezone(UTC)
+        store.set_time(now)
         store.add_cert(crypto.X509.from_cryptography(self.root))
         for item in self._lists:
             store.add_crl(item)
@@ -338,7 +339,8 @@ class TrustStore:
         try:
             chain = crypto.X509StoreContext(store, leaf, untrusted).get_verified_chain()
         except crypto.X509StoreContextError as error:
-            raise UnauthenticatedError(_reason(error, certificate)) from None
+            reason = _reason(error, certificate, self._lists, now)
+            raise UnauthenticatedError(reason) from None
         if len(chain) < 2 or chain[1].to_cryptography() not in issuers:
             raise UnauthenticatedError(_not_issued(certificate))
 
@@ -348,7 +350,12 @@ def _not_issued(certificate: x509.Certificate) -> str:
     return f"certificate {name} was not issued by an authority that is trusted for it here"
 
 
-def _reason(error: crypto.X509StoreContextError, leaf: x509.Certificate) -> str:
+def _reason(
+    error: crypto.X509StoreContextError,
+    leaf: x509.Certificate,
+    lists: Sequence[x509.CertificateRevocationList],
+    now: datetime,
+) -> str:
     code = int(error.errors[0])
     guilty = error.certificate.to_cryptography()
     name = guilty.subject.rfc4514_string()
@@ -357,6 +364,11 @@ def _reason(error: crypto.X509StoreContextError, leaf: x509.Certificate) -> str:
     reason = _REASONS.get(code, str(error.errors[2]))
     if code == 9:
         reason += f" before {guilty.not_valid_before_utc.isoformat()}; compare the clocks"
+    if code == 11:
+        issued = max(each.last_update_utc for each in lists if each.issuer == guilty.issuer)
+        reason += f" before {issued.isoformat()}; compare the clocks"
+    if code in (9, 11):
+        reason += f", this one says {now.isoformat(timespec='seconds')}"
     if code == 10:
         reason += f" at {guilty.not_valid_after_utc.isoformat()}"
     return f"{'certificate' if guilty == leaf else 'authority'} {name}: {reason}"

@@ -8,6 +8,11 @@ def moment(time: str) -> str:
     return f"{time[:19].replace('T', ' ')} UTC"
 
 
+def outcome(status: str, reason: str) -> str:
+    """Say how a run ended, not twice that it was aborted."""
+    return reason if reason.startswith(f"{status} ") else f"{status}: {reason}"
+
+
 def describe(event: ev.Event) -> str:
     """Say an event in one line, for logs and the toolbar."""
     match event:
@@ -55,6 +60,6 @@ def describe(event: ev.Event) -> str:
         case ev.QuorumSet():
             return f"min_clients set to {event.min_clients} by {event.by}"
         case ev.RunEnded():
-            return f"{event.status}: {event.reason}"
+            return outcome(event.status, event.reason)
         case _:
             return type(event).__name__

@@ -542,7 +542,7 @@ def test_stopping_ends_commands_under_way_and_the_console_finds_the_server_again
             await port.server.stop()
             items = await waiting
             assert items[-2]["message"] == "cancelled: the server is stopping"
-            assert items[-1]["exit_code"] == 130
+            assert items[-1]["exit_code"] == 4
             with pytest.raises(UnavailableError):
                 await execute(amy, "list_runs")
             port.federation.local("server", "overrides.yml", f"admin_address: 127.0.0.1:{address}")

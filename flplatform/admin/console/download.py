@@ -3,6 +3,7 @@
 import asyncio
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,24 @@ async def download_model(transport: GrpcTransport, argv: list[str], shell: Shell
         beside, target = target, None
     else:
         beside = target.parent if target else _transfer_folder(transport)
+
+    def place(model: Mapping[str, Any]) -> Path:
+        name = f"run-{model['run']}-round-{model['round']}.safetensors"
+        return target or beside / name
+
     if target is not None and target.exists():
-        raise AlreadyExistsError(f"{target} exists", hint="give another name with --to")
+        raise _exists(target)
     if not os.access(beside, os.W_OK | os.X_OK):
         problem = "cannot be written to" if beside.is_dir() else "is no folder"
         raise InvalidArgumentError(f"{beside} {problem}", field="--to")
     with tempfile.TemporaryDirectory(prefix=".fl-download-", dir=beside) as folder:
         blobs = await asyncio.to_thread(FileBlobStore, Path(folder))
         try:
-            model, file = await persist(shell, lambda: _fetch(transport, shell, argv, blobs))
+            model, file = await persist(shell, lambda: _fetch(transport, shell, argv, blobs, place))
         except Refused as refused:
             return refused.exit_code
         parameters = read_layout(file).manifest.parameters
-        name = f"run-{model['run']}-round-{model['round']}.safetensors"
-        target = target or beside / name
+        target = place(model)
         _name(file, target)
     size = units.size(model["size"])
     text = f"round {model['round']}, {units.count(parameters, 'parameter')} ({size}) in {target}"
@@ -63,13 +68,19 @@ def _transfer_folder(transport: GrpcTransport) -> Path:
 
 
 async def _fetch(
-    transport: GrpcTransport, shell: Shell, argv: list[str], blobs: BlobStore
+    transport: GrpcTransport,
+    shell: Shell,
+    argv: list[str],
+    blobs: BlobStore,
+    place: Callable[[Mapping[str, Any]], Path],
 ) -> tuple[dict[str, Any], Path]:
     """Have the model granted and download it, going on where the last try ended.
 
     A grant ends with its session, so that every try begins by asking for one.
     """
     model = data_of(await ask(transport, shell, argv), "model")
+    if os.path.lexists(place(model)):  # told before anything is downloaded
+        raise _exists(place(model))
     blob = ModelRef(model["digest"], model["size"])
 
     def progress(done: int) -> None:
@@ -83,12 +94,16 @@ async def _fetch(
     return model, await transport.with_session(fetch)
 
 
+def _exists(target: Path) -> AlreadyExistsError:
+    return AlreadyExistsError(f"{target} exists", hint="give another name with --to")
+
+
 def _name(source: Path, target: Path) -> None:
     """Give a file its final name, which nobody else may have taken."""
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
     except FileExistsError:
-        raise AlreadyExistsError(f"{target} exists", hint="give another name with --to") from None
+        raise _exists(target) from None
     source.chmod(PRIVATE_FILE)
     os.replace(source, target)
     fsync_dir(target.parent)

@@ -106,13 +106,19 @@ async def persist(shell: Shell, step: Callable[[], Awaitable[T]]) -> T:
         UnavailableError: it stays broken.
         FLError: the server refuses.
     """
-    for attempt in range(TRIES):
+    clock = asyncio.get_running_loop().time
+    attempt = 0
+    while attempt < TRIES:
+        began = clock()
         try:
             return await step()
         except UnavailableError as error:
+            if clock() - began > LONGEST_PAUSE_S:
+                attempt = 0  # the connection was there: it has broken anew
             pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
             shell.show(
                 {"type": "text", "text": f"{error.message}; trying again in {pause_s:.1f} s"}
             )
             await asyncio.sleep(pause_s)
+            attempt += 1
     return await step()

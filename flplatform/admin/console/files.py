@@ -92,7 +92,7 @@ async def upload_file(transport: GrpcTransport, argv: list[str], shell: Shell) -
         transfer_id = data_of(announced, "transfer_id")
 
         async def send(channel: aio.Channel, token: str) -> None:
-            progress = partial(_progress, shell, name, size)
+            progress = partial(_progress, shell, name, size, 0)
             await send_blob(channel, path, blob, transfer_id, token=token, progress=progress)
 
         await transport.with_session(send)
@@ -107,8 +107,9 @@ async def upload_file(transport: GrpcTransport, argv: list[str], shell: Shell) -
     return ExitCode.OK
 
 
-def _progress(shell: Shell, label: str, total: int, done: int) -> None:
-    shell.show({"type": "progress", "label": label, "done": done, "total": total, "unit": "B"})
+def _progress(shell: Shell, label: str, total: int, before: int, done: int) -> None:
+    item = {"type": "progress", "label": label, "done": before + done, "total": total, "unit": "B"}
+    shell.show(item)
 
 
 # ---- downloads ----
@@ -134,7 +135,8 @@ async def download_file(transport: GrpcTransport, argv: list[str], shell: Shell)
         async def step() -> tuple[Offered, Path | None]:
             offers = _offers(await ask(transport, shell, ["download_file", name]), name, True)
             (offer,) = offers
-            return offer, await _fetch(transport, shell, offer, parts)
+            show = partial(_progress, shell, offer.name, offer.blob.size, 0)
+            return offer, await _fetch(transport, offer, parts, show)
 
         try:
             offer, source = await persist(shell, step)
@@ -162,7 +164,15 @@ async def download_folder(transport: GrpcTransport, argv: list[str], shell: Shel
 
         async def step() -> list[tuple[Offered, Path | None]]:
             offers = _offers(await ask(transport, shell, ["download_folder", name]), name, False)
-            return [(offer, await _fetch(transport, shell, offer, parts)) for offer in offers]
+            whole, before = sum(offer.blob.size for offer in offers), 0
+            fetched: list[tuple[Offered, Path | None]] = []
+            for offer in offers:
+                # one bar for all: a run has a file for each round
+                show = partial(_progress, shell, name, whole, before)
+                fetched.append((offer, await _fetch(transport, offer, parts, show)))
+                before += offer.blob.size
+                _progress(shell, name, whole, before, 0)
+            return fetched
 
         try:
             fetched = await persist(shell, step)
@@ -262,7 +272,7 @@ def _offer(entry: object, name: str, contents: Mapping[str, list[str]], single: 
 
 
 async def _fetch(
-    transport: GrpcTransport, shell: Shell, offer: Offered, parts: Path
+    transport: GrpcTransport, offer: Offered, parts: Path, progress: Callable[[int], None]
 ) -> Path | None:
     """Return the file that holds an offer's blob, None if its content is in hand already."""
     if offer.content is not None:
@@ -270,7 +280,6 @@ async def _fetch(
     blobs = await asyncio.to_thread(FileBlobStore, parts / "blobs")
 
     async def fetch(channel: aio.Channel, token: str) -> Path:
-        progress = partial(_progress, shell, offer.name, offer.blob.size)
         return await fetch_blob(channel, offer.blob, blobs, token=token, progress=progress)
 
     return await transport.with_session(fetch)

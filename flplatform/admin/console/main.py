@@ -78,8 +78,8 @@ def fl_admin(
 ) -> None:
     """Operate a federation; without lines, at a prompt.
 
-    Exit codes: 0 ok, 1 a target failed, 2 usage, 3 refused, 4 no connection, 5 run failed or
-    aborted, 124 timeout, 130 interrupted.
+    Exit codes: 0 ok, 1 a target failed, 2 usage, 3 refused,
+    4 no connection, 5 run failed or aborted, 124 timeout, 130 interrupted.
     """
     options = Options(kit, tuple(command or ()), script, as_json, yes, password_file, keep_going)
     try:

@@ -12,7 +12,7 @@ from grpc import aio
 from flplatform.admin.console.exchange import ask, data_of, persist
 from flplatform.admin.console.starting_point import StartingPoint, from_file, from_function
 from flplatform.admin.console.transport import Credentials, GrpcTransport
-from flplatform.core.errors import InvalidArgumentError
+from flplatform.core.errors import ConfigError, InvalidArgumentError
 from flplatform.core.job import CODE_FOLDER, JOB_FILE, JobSpec, parse_job
 from flplatform.core.messages import ModelRef
 from flplatform.files.digest import digest_of_file
@@ -71,6 +71,10 @@ def read_source(word: str, transfer: Path) -> Source:
     folder = Path(word).expanduser()
     if not folder.is_dir() and (transfer / folder).is_dir():
         folder = transfer / folder
+    if not folder.is_dir():
+        raise ConfigError(
+            f"there is no folder {folder}, here or in {transfer}", hint="give a job folder's path"
+        )
     files = read_job_folder(folder)
     job = parse_job(files[JOB_FILE].decode("utf-8", "replace"), str(folder / JOB_FILE))
     _check_executor(job, files)

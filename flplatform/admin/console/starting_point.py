@@ -66,12 +66,29 @@ async def from_function(folder: Path, job: JobSpec, target: Path) -> StartingPoi
             process.kill()
             await process.wait()
     if process.returncode or not target.exists():
-        last = printed.decode(errors="replace").rstrip().splitlines()[-SHOWN_LINES:]
+        last = _own_frames(printed.decode(errors="replace").rstrip().splitlines())[-SHOWN_LINES:]
         raise InvalidArgumentError(
             "\n  ".join([f"{job.initial_model.function} made no model:", *last]),
             field="initial_model.function",
         )
     return await asyncio.to_thread(_described, target)
+
+
+_NOT_THE_JOB_S = ('"<frozen ', '/importlib/__init__.py"', '/console/initial_model.py"')
+
+
+def _own_frames(lines: list[str]) -> list[str]:
+    """Leave out of a traceback what is not of the job: how its code was imported and called."""
+    kept: list[str] = []
+    hidden = False
+    for line in lines:
+        if line.startswith("  File "):
+            hidden = any(part in line for part in _NOT_THE_JOB_S)
+        elif not line.startswith("    "):
+            hidden = False
+        if not hidden:
+            kept.append(line)
+    return kept
 
 
 async def from_file(folder: Path, job: JobSpec, target: Path) -> StartingPoint:

@@ -189,8 +189,7 @@ async def _send(
     shell.show(
         {
             "type": "text",
-            "text": f"submission {draft.submission} (if the connection breaks: repeat with "
-            "--submission and this id)",
+            "text": f"submission {draft.submission} (should the connection break: --submission ID)",
         }
     )
     await upload(transport, shell, packed, draft.submission)

@@ -110,6 +110,7 @@ class GrpcTransport:
         self._specs: list[SpecView] = []
         self._status = pb.StatusReply()
         self._last_used = 0.0
+        self._refused = False  # the last sign-in
         self._signing_in = asyncio.Lock()
 
     # ---- the connection ----
@@ -144,9 +145,16 @@ class GrpcTransport:
             for address in self._addresses():
                 try:
                     await self._sign_in_at(address)
+                except UnauthenticatedError as error:
+                    self._refused = True
+                    if self.welcome.token:  # it had been right before
+                        hint = "was the passphrase changed elsewhere? leave and sign in anew"
+                        raise UnauthenticatedError(error.message, hint=hint) from None
+                    raise
                 except UnavailableError as error:
                     failure = UnavailableError(f"{address}: {error.message}", hint=error.hint)
                 else:
+                    self._refused = False
                     return
             raise failure
 
@@ -307,10 +315,13 @@ class GrpcTransport:
     async def refresh(self) -> None:
         """Look at what prompt and toolbar show; without an answer they say so."""
         try:
+            if self._refused:  # looks that try an old password would lock its user out
+                raise UnauthenticatedError("sign-in refused")
             status = pb.StatusRequest(run=self.current_run() or 0)
             self._status = await self._call("Status", status)
         except FLError as error:
-            prompt = f"fl:{self._config.project}  no connection > "
+            state = "signed out" if isinstance(error, UnauthenticatedError) else "no connection"
+            prompt = f"fl:{self._config.project}  {state} > "
             self._status = pb.StatusReply(prompt=prompt, toolbar=error.message)
 
     async def keep_fresh(self) -> None:

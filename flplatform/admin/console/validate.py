@@ -116,7 +116,7 @@ async def _open(
     signed = sign_start(
         transport.credentials, submission, blob, offer.sites, {}, purpose="validate"
     )
-    say(f"submission {submission} (if the connection breaks: repeat with --submission and this id)")
+    say(f"submission {submission} (should the connection break: --submission ID)")
     begin = [VALIDATE_BEGIN, "--run", str(plan["run"]), *_words(what)]
     run = data_of(await persist(shell, lambda: ask(transport, shell, begin, signed)), "run")
     author = transport.credentials.kit.admin.name

@@ -39,6 +39,8 @@ async def follow(
                 match item:
                     case {"type": "done", "exit_code": int(code)}:
                         return code
+                    case {"type": "error", "code": UnavailableError.code, "message": str(message)}:
+                        raise UnavailableError(message)  # the server stops; it may come back
                     case {"type": "text", "text": str(line)}:
                         if line not in told:
                             told.add(line)

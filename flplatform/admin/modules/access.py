@@ -284,7 +284,10 @@ class AccessModule:
         if seen:
             role, organisation = role or seen[-1][1], organisation or seen[-1][2]
         if not role or not organisation:
-            near = did_you_mean(args.user, [user[0] for user in self._users()])
+            users = {user[0] for user in self._users()}
+            short = {name.partition("@")[0]: name for name in users}
+            whole = f"did you mean {short[args.user]}?" if args.user in short else ""
+            near = whole or did_you_mean(args.user, users)
             raise NotFoundError(
                 f"{args.user!r} has never signed in{near and f' ({near})'}",
                 hint="say what they would be: --role ROLE --org ORGANISATION",
@@ -365,8 +368,9 @@ class AccessModule:
                 "own": session.id == connection.session.id,
             }
             found.append({"id": session.id, **facts})
-        columns = [key for key in (found[0] if found else {"id": ""}) if key != "own"]
-        rows = [[each[key] for key in columns] for each in found]
+        # A line has no room for all of it: `--json` has the organisation and the port besides.
+        columns = _SESSION if found else ["id"]
+        rows = [[_short(key, each) for key in columns] for each in found]
         await connection.table("sessions", columns, rows)
         await connection.data("sessions", found)
 
@@ -387,6 +391,19 @@ class AccessModule:
         if self._login is None:
             raise PermissionDeniedError("nobody signs in here", rule="login")
         return self._login
+
+
+_SESSION = ("id", "user", "role", "peer", "signed_in_s", "idle_s", "expires_s", "ops")
+
+
+def _short(key: str, session: Mapping[str, Any]) -> Any:
+    if key == "role":
+        return f"{session['role']} of {session['organisation']}"
+    if key == "ops":
+        return session["commands"]
+    if key == "peer":
+        return session["peer"].rpartition(":")[0] or session["peer"]
+    return session[key]
 
 
 def _role(actor: Identity) -> Role:

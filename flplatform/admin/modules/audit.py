@@ -1,6 +1,7 @@
 """`audit`: who did what, on the server and at sites, and whether the record of it is whole."""
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ VERIFY_S = 30.0
 
 READ_S = 10.0
 
+_OBVIOUS = frozenset({"targets", "sites", "name", "job", "words"})
 COLUMNS = ("time_at", "host", "user", "action", "target", "decision", "reason", "order")
 MAX_CHARS = 300
 
@@ -224,10 +226,37 @@ async def _table(connection: Connection, found: Mapping[str, Sequence[Mapping[st
             details = record.get("details")
             order = details.get("order", "") if isinstance(details, dict) else ""
             texts = [
-                record.get(key, "") for key in ("actor", "action", "target", "decision", "reason")
+                record.get("actor", ""),
+                str(record.get("action", "")).rpartition("/")[2],  # of a call its last part
+                record.get("target", "") or _arguments(details),
+                record.get("decision", ""),
+                record.get("reason", ""),
             ]
             moment = str(record.get("time", ""))[:40]
             rows.append([moment, host, *(str(text)[:MAX_CHARS] for text in texts), str(order)[:8]])
     rows.sort(key=lambda row: row[0])
+    kept = [  # a column without a word says nothing
+        index
+        for index, column in enumerate(COLUMNS)
+        if column not in ("target", "reason", "order") or any(row[index] for row in rows)
+    ]
     if rows:
-        await connection.table("records", COLUMNS, rows)
+        columns = [COLUMNS[index] for index in kept]
+        table = [[row[index] or None for index in kept] for row in rows]
+        await connection.table("records", columns, table)
+
+
+def _arguments(details: object) -> str:
+    """Say what a command was about: its arguments, but for those that were left out."""
+    try:
+        given = json.loads(details["arguments"]) if isinstance(details, dict) else {}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ""
+    if not isinstance(given, dict):
+        return ""
+    said = {key: " ".join(map(str, v)) if isinstance(v, list) else v for key, v in given.items()}
+    return " ".join(
+        str(value) if key in _OBVIOUS else f"{key}={value}"
+        for key, value in said.items()
+        if value not in (None, "", False)
+    )

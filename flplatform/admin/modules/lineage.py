@@ -1,11 +1,12 @@
 """`lineage`: how a global model came to be, and the proof of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flplatform.admin import units
 from flplatform.admin.ports import Control
+from flplatform.admin.targets import current_run
 from flplatform.admin.views import DIGEST_CHARS
 from flplatform.core.lineage import Lineage, RoundLineage, Verified
 from flplatform.hci import CommandSpec, Connection, argument
@@ -15,7 +16,12 @@ from flplatform.hci import CommandSpec, Connection, argument
 class LineageArguments:
     """Of `lineage`."""
 
-    run: int = argument(help="the run's number", complete="run", minimum=1)
+    run: int | None = argument(
+        help="the run's number; default the current or the latest one",
+        complete="run",
+        minimum=1,
+        default=None,
+    )
     round: int | None = argument(
         help="the model of this round alone, with its bases",
         metavar="ROUND",
@@ -57,10 +63,12 @@ class LineageModule:
         ]
 
     async def _lineage(self, connection: Connection, args: LineageArguments) -> None:
-        lineage = self._control.lineage.lineage(args.run, args.round)
-        await connection.text("\n".join(_story(lineage)))
+        run = current_run(self._control, args.run, ended=True)
+        lineage = self._control.lineage.lineage(run, args.round)
+        common = _common(lineage.rounds)
+        await connection.text("\n".join([*_story(lineage), *_shared(common)]))
         if lineage.rounds:
-            await connection.table("rounds", _COLUMNS, [_row(each) for each in lineage.rounds])
+            await connection.table("rounds", *_rounds(lineage.rounds, common))
         if args.round is not None and lineage.rounds:
             last = lineage.rounds[-1]
             await connection.text(f"contributions to model {last.round}")
@@ -87,7 +95,7 @@ async def _verified_row(connection: Connection, done: Verified) -> None:
         case "same":
             await connection.row(target, {"result": "same", "digest": done.digest})
         case "freed":
-            await connection.row(target, {"result": "updates freed"})
+            await connection.row(target, {"result": "not verified: its updates were freed"})
         case "differs":
             cells = {"result": "differs", "digest": done.digest}
             detail = "another model comes of the same updates"
@@ -112,6 +120,30 @@ def _story(lineage: Lineage) -> Iterator[str]:
 _COLUMNS = (
     "model", "digest", "base", "updates", "score", "best", "without", "aggregator", "closed",
 )  # fmt: skip
+_SHARED = {"aggregator": "by {}", "closed": "closed: {}", "without": "without {}"}
+
+
+def _common(rounds: Sequence[RoundLineage]) -> dict[str, str]:
+    """Return what several rounds all share: column -> text; the table leaves it out."""
+    rows = [dict(zip(_COLUMNS, _row(each), strict=True)) for each in rounds]
+    return {
+        column: str(rows[0][column] or "")
+        for column in _SHARED
+        if len(rows) > 1 and len({row[column] for row in rows}) == 1
+    }
+
+
+def _shared(common: Mapping[str, str]) -> list[str]:
+    said = [_SHARED[column].format(text) for column, text in common.items() if text]
+    return [f"  rounds   {' · '.join(said)}"] if said else []
+
+
+def _rounds(
+    rounds: Sequence[RoundLineage], common: Collection[str]
+) -> tuple[list[str], list[list[None | int | float | str]]]:
+    kept = [index for index, column in enumerate(_COLUMNS) if column not in common]
+    rows = [_row(each) for each in rounds]
+    return [_COLUMNS[index] for index in kept], [[row[index] for index in kept] for row in rows]
 
 
 def _row(each: RoundLineage) -> tuple[None | int | float | str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from flplatform.admin.modules.hosts import Hosts, absence
+from flplatform.admin.modules.hosts import Hosts, absence, refusal
 from flplatform.admin.orders import ordered
 from flplatform.admin.ports import Control
 from flplatform.core.control import SiteReply
@@ -140,6 +140,9 @@ class Reading:
             sources.append(answer.lines)
             self._note_last(answer.lines)
         await self._sheet.show(_merged(sources))
+        if self._feed is not None:  # once it has ended is too late to say it
+            for site, problem in self.problems.items():
+                await self._remark(site, refusal(problem))
 
     async def rest(self, feed: LogFeed) -> None:
         """Show what comes until the run has ended and the sites have said so, or time is over."""

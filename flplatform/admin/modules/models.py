@@ -39,7 +39,12 @@ class ShowMetrics:
 class DownloadModel:
     """Of `download_model`."""
 
-    run: int = argument(help="the run's number", complete="run", minimum=1)
+    run: int | None = argument(
+        help="the run's number; default the current or the latest one",
+        complete="run",
+        minimum=1,
+        default=None,
+    )
     which: str = argument(help="a round, best or last", metavar="ROUND|best|last", default="best")
     to: str = argument(
         help="the file to make; default in the kit's transfer folder",
@@ -126,10 +131,11 @@ class ModelsModule:
 
     async def _download_model(self, connection: Connection, args: DownloadModel) -> None:
         which = int(args.which) if args.which.isdecimal() else args.which
-        number, blob = self._control.model(args.run, which)
+        run = current_run(self._control, args.run, ended=True)
+        number, blob = self._control.model(run, which)
         self._transfers.grant(connection.session, blob.digest)
         model: dict[str, int | str] = {
-            "run": args.run,
+            "run": run,
             "round": number,
             "digest": blob.digest,
             "size": blob.size,

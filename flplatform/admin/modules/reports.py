@@ -126,7 +126,9 @@ class ReportsModule:
         if targets.server:
             rules = self._rights.rules
             file = str(self._rights.path) if self._rights.path.exists() else "defaults only"
-            await connection.row("server", {"file": file})
+            path = self._rights.path
+            short = f"{path.parent.name}/{path.name}" if path.exists() else file
+            await connection.row("server", {"file": short})
             found["server"] = {
                 "file": file,
                 "roles": {

@@ -23,7 +23,9 @@ CARRY_S = 3.0
 """How long a site may take to take a denial in."""
 
 KINDS = ("site", "admin")
-LASTING = "this holds until it is undone; fl_provision revoke {name} makes it last in every kit"
+LASTING = (
+    "revoke {name} --undo takes it back; fl_provision revoke {name} makes it last, in every kit"
+)
 
 
 @dataclass(frozen=True)

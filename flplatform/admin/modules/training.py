@@ -244,5 +244,8 @@ def _lines(
             best = each.score if better else best
             line = f"model {each.round}: {run.metric} {units.score(each.score)}"
             yield ("score", each.round), f"{line}, the best so far" if better else line
-    reason = f": {run.reason}" if run.reason else ""
-    yield ("status", run.status), f"run {run.run} {run.status}{reason}"
+    if run.reason.startswith(f"{run.status} "):  # aborted by …
+        yield ("status", run.status), f"run {run.run} {run.reason}"
+    else:
+        reason = f": {run.reason}" if run.reason else ""
+        yield ("status", run.status), f"run {run.run} {run.status}{reason}"

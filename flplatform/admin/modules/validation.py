@@ -158,6 +158,12 @@ class ValidationModule:
     async def _cross_val(self, connection: Connection, args: CrossVal) -> None:
         number = current_run(self._control, args.run, ended=True)
         view = self._control.cross_validation(number)
+        run = self._control.run(number)
+        if run.ended and not view.cells and not view.complete:
+            raise FailedPreconditionError(
+                f"run {number} {run.status} without a cross-validation",
+                hint=f"validate all --run {number} measures its models",
+            )
         matrix = Matrix.of(view, args.metric)
         names = {owner: label(owner, view) for owner in view.owners}
         again = tuple(run.run for run in self._control.runs() if run.source_run == number)

@@ -26,7 +26,8 @@ def why_ended(facts: Facts) -> Diagnosis:
         if state.ended.by and state.ended.by not in describe(state.ended)
         else ""
     )
-    headline = f"run {run} {state.ended.status}{by}: {state.ended.reason}"
+    ended = f"{state.ended.status}{by}: {state.ended.reason}" if by else describe(state.ended)
+    headline = f"run {run} {ended}"
     lines = [] if cause == "finished" else list(_lines(facts, cause))
     lines.append(Line(facts.times[-1], describe(state.ended)))
     failing = tuple(dict.fromkeys(event.site for event, _ in _failures(facts)))[:MAX_SITES]

@@ -74,7 +74,7 @@ def _options(facts: Facts, waits: list[Waiting]) -> Iterator[str]:
         site = next(
             w.site for w in waits if w.cause in ("crashing", "slow", "working", "disk_full")
         )
-        yield f"logs -f {run} {site}"
+        yield f"logs -f {run} {site if site in facts.sites else '--server'}"
     if outcome(facts, Abort("")):
         yield f"abort all --run {run}"
 

@@ -41,7 +41,7 @@ def _made(
 ) -> Diagnosis:
     start = facts.index_of_phase
     lines = [*_declines(facts, start), *log_lines(facts, start), *site_lines(facts, waits), *more]
-    ask = [item.site for item in waits if item.cause in ASKABLE]
+    ask = [item.site for item in waits if item.cause in ASKABLE and item.site in facts.sites]
     return Diagnosis(
         headline=f"run {facts.state.run} {headline}",
         cause=cause,

@@ -168,7 +168,7 @@ def site_lines(facts: Facts, waits: Iterable[Waiting]) -> list[Line]:
             text = f"{site} missed its heartbeat; counted dead at {dead}"
             lines.append(Line(facts.before(view.last_seen_s - facts.heartbeat_s), text))
         refusal = facts.refused(site, facts.state.run) or facts.refused(site, None)
-        if refusal:
+        if refusal and refusal.time >= facts.times[0]:  # an older one is of another run
             text = f"{site}: {refusal.what} was refused{_times(refusal)}: {refusal.error}"
             lines.append(Line(refusal.time, text))
     return lines

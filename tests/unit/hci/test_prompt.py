@@ -114,6 +114,15 @@ def test_a_question_is_asked(world, answer, sent):
     assert world.commands == ["whoami"] * sent
 
 
+def test_a_long_question_is_wrapped_at_words():
+    assert prompt._wrapped("sure? [y/N] ", 80) == "  sure? [y/N] "
+    drawn = prompt._wrapped("delete run 3: its number is not used again. Continue? [y/N] ", 40)
+    assert drawn.split("\n") == [
+        "  delete run 3: its number is not",
+        "  used again. Continue? [y/N] ",
+    ]
+
+
 def test_tab_completes(world):
     world.type("who\t", "\r\x04")
     assert world.commands == ["whoami"]

@@ -151,6 +151,17 @@ def test_progress_is_drawn_on_a_terminal_only():
     assert "files" in out
 
 
+def test_what_is_said_meanwhile_stands_above_a_bar():
+    bars = [
+        {"type": "progress", "label": "up", "done": n, "total": 2, "unit": "cells"} for n in (1, 2)
+    ]
+    said = {"type": "text", "text": "half of it"}
+    out, _ = text_of(bars[0], said, bars[1], terminal=True, env={"COLUMNS": "80"})
+    last = out.rpartition("half of it")[2]
+    assert "1/2" in last  # drawn again, below
+    assert last.index("1/2") < last.index("2/2")
+
+
 @pytest.mark.parametrize(
     "item",
     [

@@ -544,3 +544,27 @@ def test_after_the_password_the_command_is_carried_out():
     world.shell.prover = prover
     assert world.run("drop x") == 0
     assert "proved" in world.out.getvalue()
+
+
+def test_the_time_of_a_command_is_without_that_of_its_answers():
+    now = 0.0
+    world = World(clock=lambda: now)
+    row = {"type": "row", "target": "a", "status": "ok", "cells": {}}
+
+    async def asker(question: str, hidden: bool) -> str:
+        nonlocal now
+        now += 30.0
+        return "y"
+
+    async def drop(argv, shell) -> int:
+        nonlocal now
+        assert await shell.confirm("drop all?")
+        now += 2.0
+        shell.show(row)
+        return 0
+
+    world.shell.asker = asker
+    world.shell._actions["submit"] = drop
+    for _ in range(2):
+        assert world.run("submit x") == 0
+    assert world.out.getvalue().count("2.00 s") == 2

@@ -15,6 +15,7 @@ def test_every_event_can_be_said_in_one_line() -> None:
         ev.SiteWithdrawn(site="a", by="me", reason="withdrawn by me"): "a withdrawn by me",
         ev.TargetsAdded(sites=("c", "d"), order="", by="me"): "c, d added by me",
         ev.RunEnded(status="failed", reason="x"): "failed: x",
+        ev.RunEnded(status="aborted", reason="aborted by me"): "aborted by me",
         ev.DeployWaitOver(): "deploy_wait_s is over: who has not answered is not waited for",
         ev.DeadlineExtended(round=2): "the deadline of round 2 passed and was extended",
     }

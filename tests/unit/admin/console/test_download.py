@@ -76,6 +76,16 @@ def test_a_file_is_never_overwritten(transport, tmp_path):
     assert (tmp_path / "m").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("_server")
+def test_a_file_of_that_name_is_told_before_anything_is_downloaded(transport, credentials):
+    answer = transport.replies[0]
+    run(transport, "download_model 3")
+    transport.replies = [answer]
+    with pytest.raises(AlreadyExistsError):  # and not that of a second fetch
+        run(transport, "download_model")
+    assert len(list((credentials.kit.folder / "transfer").iterdir())) == 1
+
+
 def test_a_refusal_makes_no_file(transport, tmp_path):
     transport.replies = [[error("lea may not download_model"), done(3)]]
     code, _ = run(transport, f"download_model 3 --to {tmp_path / 'm'}")

@@ -51,6 +51,7 @@ def first(args, seed):
     ("code", "complaint"),
     [
         ("print('loading'); raise RuntimeError('no such table')", "no such table"),
+        ("x = (", 'Traceback.*\n +File ".*/code/tiny.py", line 1\n'),
         ("def first(args, seed): return 3", "returned a int"),
         ("import sys; sys.exit(0)", "made no model"),
     ],

@@ -27,6 +27,26 @@ def test_before_anything_is_known(credentials):
     asyncio.run(transport.close())
 
 
+def test_looks_do_not_repeat_a_sign_in_that_was_refused(credentials, monkeypatch):
+    transport, tries = GrpcTransport(credentials), []
+
+    async def refuse(address: str) -> None:
+        tries.append(address)
+        raise UnauthenticatedError("sign-in refused")
+
+    async def look() -> None:
+        for _ in range(3):
+            await transport.refresh()
+        with pytest.raises(UnauthenticatedError):  # a command tries
+            await transport.connect()
+
+    monkeypatch.setattr(transport, "_sign_in_at", refuse)
+    asyncio.run(look())
+    assert len(tries) == 2
+    assert transport.prompt() == "fl:test  signed out > "
+    assert transport.toolbar() == "sign-in refused"
+
+
 @pytest.mark.parametrize("data", [b"[]", b'"x"', b"{}"])
 def test_what_is_no_reply_item(data):
     with pytest.raises(InvalidArgumentError):

@@ -109,6 +109,7 @@ def test_sessions_are_listed_for_who_may_operate(office):
     assert [row[1] for row in table["rows"]] == ["lea", "amy"]
     assert "expires_s" in table["columns"]
     assert [row[1] for row in office("sessions", "lea").table["rows"]] == ["lea"]
+    assert table["rows"][0][2:4] == ["lead of a", "10.0.0.1"]  # all of it is in the data
     data = office("sessions").data("sessions")
     assert (data[0]["role"], data[0]["peer"], data[0]["commands"]) == ("lead", "10.0.0.1:9", 0)
     assert 0 < data[0]["expires_s"] <= 60

@@ -1,3 +1,4 @@
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -17,7 +18,9 @@ class WithAudit(Console):
         super().__post_init__()
         self.path = self.policy.with_name("audit.jsonl")
         log = AuditLog(self.path, "server")
-        log.record({"name": "amy"}, "abort", "allowed", details={"order": "5" * 32})
+        given = json.dumps({"targets": ["all"], "run": 3, "reason": None})
+        details = {"order": "5" * 32, "arguments": given}
+        log.record({"name": "amy"}, "abort", "allowed", details=details)
         log.record({"name": "bob"}, "shutdown", "denied", reason="role member")
         log.close()
         module = AuditModule(self.parts().hosts, lambda: (self.path, None))
@@ -43,7 +46,8 @@ def test_the_server_s_own_audit(console):
     reply = console("audit --user amy")
     assert reply.statuses == {"server": "ok"}
     ((time, *rest),) = reply.table["rows"]
-    assert rest == ["server", "amy", "abort", "", "allowed", "", "55555555"]
+    assert rest == ["server", "amy", "abort", "all run=3", "allowed", "55555555"]
+    assert reply.table["columns"][4] == "target"
     assert time.endswith("+00:00")
     assert [record["actor"] for record in reply.data("audit")["server"]] == ["amy"]
     assert len(console("audit --last 1").table["rows"]) == 1

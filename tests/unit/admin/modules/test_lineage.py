@@ -62,6 +62,8 @@ def test_all_models_of_a_run(console, lineage):
         f"  job      {SHORT}",
         f"  model 0  {SHORT}  from model best of run 1",
         "           = model 12 of run 1 by bob",
+        "  rounds   by trimmed_mean(trim=1) · closed: deadline"
+        " · without c (no update before the round closed)",
     ]
     assert reply.table["rows"][1] == [
         2,
@@ -70,11 +72,9 @@ def test_all_models_of_a_run(console, lineage):
         2,
         0.75,
         "*",
-        "c (no update before the round closed)",
-        "trimmed_mean(trim=1)",
-        "deadline",
     ]
     assert reply.code == 0
+    assert console("lineage").text == reply.text  # the latest run
 
 
 def test_no_whole_digest_leaves(console, lineage):
@@ -89,7 +89,13 @@ def test_one_model_has_its_contributions(console, lineage):
     reply = console("lineage 3 2")
     tables = {item["name"]: item for item in reply.items if item["type"] == "table"}
     assert len(tables["rounds"]["rows"]) == 2
-    assert tables["contributions"]["columns"] == ["site", "share_percent", "examples", "digest", "loss"]
+    assert tables["contributions"]["columns"] == [
+        "site",
+        "share_percent",
+        "examples",
+        "digest",
+        "loss",
+    ]
     assert tables["contributions"]["rows"][1] == ["b", 75.0, 30, SHORT, None]
     assert "contributions" not in {
         item.get("name") for item in console("lineage 3").items if item["type"] == "table"
@@ -99,7 +105,7 @@ def test_one_model_has_its_contributions(console, lineage):
 def test_verify(console, lineage):
     reply = console("lineage 3 --verify")
     assert {target: row["cells"]["result"] for target, row in reply.rows.items()} == {
-        "round 1": "updates freed",
+        "round 1": "not verified: its updates were freed",
         "round 2": "same",
     }
     assert reply.data("verified")[1] == {

@@ -121,6 +121,10 @@ def test_of_a_metric_that_nobody_watches_nothing_is_best(console, matrix):
 def test_no_results(console, matrix):
     assert console("cross_val 7 --metric auc").error["hint"] == "reported: accuracy, loss"
     matrix.matrices[7] = MatrixView((), (), {}, {}, 0, False, "accuracy", "max")
+    error = console("cross_val 7").error
+    assert error["message"] == "run 7 finished without a cross-validation"
+    assert error["hint"].startswith("validate all --run 7")
+    matrix.run_views[7] = run(7)
     assert console("cross_val 7").error["message"] == "there are no results yet"
     assert console("cross_val 8").error["code"] == "not_found"
 

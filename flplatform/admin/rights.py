@@ -194,9 +194,7 @@ class Rights:
         Raises:
             PermissionDeniedError: with the rule.
         """
-        request = Request(
-            actor, command, permission, self._organisation, submitter, organisation
-        )
+        request = Request(actor, command, permission, self._organisation, submitter, organisation)
         demand(decide(self._rules, request), request)
 
     def may_see(self, actor: Identity, run: RunView) -> bool:

@@ -33,7 +33,7 @@ from flplatform.core.errors import (
 )
 from flplatform.core.messages import ModelRef, TaskId
 from flplatform.core.strict import Strict, parse_json
-from flplatform.files.durable import fsync_dir, private_dir, write_atomic
+from flplatform.files.durable import fsync_dir, private_dir, sync, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +267,7 @@ def _fsync_tree(folder: Path) -> None:
             if stat.S_ISREG(path.lstat().st_mode):
                 handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
                 try:
-                    os.fsync(handle)
+                    sync(handle)
                 finally:
                     os.close(handle)
         fsync_dir(Path(parent))

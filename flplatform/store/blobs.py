@@ -29,6 +29,7 @@ from flplatform.files.durable import (
     fsync_dir,
     private_dir,
     remove_temporaries,
+    sync,
     temporary_beside,
 )
 from flplatform.files.modelfile import check_file, model_check
@@ -162,7 +163,7 @@ class FileBlobStore:
                 digest, size = digest_of_file(temporary)
                 with temporary.open("rb") as file:
                     os.fchmod(file.fileno(), READ_ONLY)
-                    os.fsync(file.fileno())
+                    sync(file.fileno())
                 self._publish(temporary, digest)
         finally:
             temporary.unlink(missing_ok=True)
@@ -209,6 +210,8 @@ class FileBlobStore:
         """Give a whole and durable file its final name; it is the same if it has been there."""
         path = self._file(digest)
         os.replace(temporary, path)
+        # Not before it has its name: after a kill in between, a part could not be gone on with.
+        path.chmod(READ_ONLY)
         fsync_dir(path.parent)
 
     def _release(self, writer: "_FileWriter") -> None:
@@ -327,8 +330,7 @@ class _FileWriter:
             if self._model is not None:
                 self._model.end()
             with _explaining_full_disk():
-                os.fchmod(file.fileno(), READ_ONLY)
-                os.fdatasync(file.fileno())
+                sync(file.fileno(), data_only=True)
                 self._store._publish(self.part, self._blob.digest)
         finally:
             self.discard()

@@ -12,12 +12,16 @@ from tests.faults.tally import PROPERTY, Tally
 LONG = os.environ.get("FAULTS") == "long"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test here; the whole set may take as long as it needs."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test here, and leave to the long set what belongs there."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.faults)
+    later = [item for item in items if item.get_closest_marker("faults_long")]
+    if later and not LONG:
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in later]
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ by `FLP_FAULTS` holds:
     acks.log     every answer to a result that the server gave this site: task, digest, status
     clock        seconds by which this process's wall clock is off; may change at any time
 
-`do` is `kill` (before the call), `killed` (after it), `hold` (until the order is taken back), or the
-name of an error such as `EIO`.
+`do` is `kill` (before the call), `killed` (after it), `hold` (until the order is taken back), or
+the name of an error such as `EIO`.
 Other variables: `FLP_FAULTS_FILES`, the most open files; `FLP_FAULTS_PROTOCOL`, what is spoken.
 """
 
@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 KINDS = ("fsync", "fdatasync", "rename", "replace", "link")
@@ -166,7 +167,9 @@ def _listen(faults: Faults) -> None:
 
 def _shift_clocks(file: Path) -> None:
     """Have the program see a wall clock that is off; its monotonic clock stays as it is."""
-    real_time, real_datetime = time.time, datetime
+    real_datetime = datetime
+    clock = ModuleType("time")
+    vars(clock).update(vars(time))
 
     def shift() -> float:
         try:
@@ -179,10 +182,14 @@ def _shift_clocks(file: Path) -> None:
         def now(cls, tz: tzinfo | None = None) -> Any:
             return real_datetime.now(tz) + timedelta(seconds=shift())
 
-    time.time = lambda: real_time() + shift()
+    vars(clock)["time"] = lambda: time.time() + shift()
     for name, module in list(sys.modules.items()):
-        if name.startswith("flplatform.") and getattr(module, "datetime", None) is real_datetime:
-            module.datetime = Shifted  # type: ignore[attr-defined]
+        if not name.startswith("flplatform."):
+            continue  # gRPC computes with this clock and with that of its C part: both must agree
+        if getattr(module, "datetime", None) is real_datetime:
+            vars(module)["datetime"] = Shifted
+        if getattr(module, "time", None) is time:
+            vars(module)["time"] = clock
 
 
 def main() -> None:

@@ -1,19 +1,20 @@
 """`python -m tests.faults.full_disk WHO FOLDER`: a federation one of whose disks gets full.
 
-FOLDER is an empty file system, small enough to be filled; see `test_full_disk.py`.
+It must run where it may mount: `unshare -Urm`, see `test_full_disk.py`.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 from flplatform.core import events as ev
 from tests.faults.federations import Faulty
 from tests.scenarios.test_why import Talk, cause_of
-from workspaces.running import ADMIN
 
 ROUNDS = 3
 FLOATS = 100_000
+DISK_BYTES = 24 << 20
 
 
 def fill(ballast: Path, leave: int) -> None:
@@ -23,11 +24,13 @@ def fill(ballast: Path, leave: int) -> None:
         os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - leave)
 
 
-def main(who: str, disk: Path, folder: Path) -> None:
+def main(who: str, folder: Path) -> None:
     """Fill the disk in a round, see that it is told, make room, and see that the run goes on."""
     federation = Faulty(folder, ("site-1", "site-2"))
-    state = federation.kit(who) / "state"
-    state.symlink_to(disk)
+    disk = federation.kit(who) / "state"
+    disk.mkdir(mode=0o700)
+    small = ["-o", f"size={DISK_BYTES},mode=0700"]
+    subprocess.run(["mount", "-t", "tmpfs", *small, "none", disk], check=True)
     try:
         federation.start_all()
         let_go = federation.hold("site-1", 2)
@@ -52,11 +55,10 @@ def main(who: str, disk: Path, folder: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         federation.check(run, federation.final_digest(federation.run_of("calm")))
-        assert federation.kit(ADMIN).exists()
     finally:
         print(federation.log_text("server")[-2000:], federation.log_text("site-1")[-2000:])
         federation.stop()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 PROPERTY = "faults"
 
@@ -51,3 +52,31 @@ def table(total: Tally, violations: int, skipped: Iterable[str]) -> list[str]:
     skips = list(skipped)
     lines.append(f"skipped         {len(skips)}")
     return lines + [f"    {each}" for each in skips]
+
+
+def summary(stats: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return the summary of what pytest has reported; nothing if no fault test ran."""
+    total, mine = Tally(), "tests/faults/"
+    reports = [
+        report
+        for several in stats.values()
+        for report in several
+        if hasattr(report, "when") and report.nodeid.startswith(mine)  # not what was deselected
+    ]
+    for report in reports:
+        if report.when == "teardown":
+            for name, value in report.user_properties:
+                if name == PROPERTY:
+                    total.add(value)
+    if not reports:
+        return []
+    violations = sum(report.failed for report in reports)
+    skipped = [report for report in reports if report.skipped and not hasattr(report, "wasxfail")]
+    known = {report.wasxfail for report in reports if hasattr(report, "wasxfail")}
+    lines = table(total, violations, [_why(report) for report in skipped])
+    return lines + [f"known           {len(known)}", *(f"    {each}" for each in sorted(known))]
+
+
+def _why(report: Any) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    return f"{report.nodeid.rpartition('::')[2]}: {str(reason).removeprefix('Skipped: ')}"

@@ -18,7 +18,7 @@ SERIES = 8
 
 SERVER = range(1, 41) if LONG else (1, 3, 4, 7, 9, 12)
 SITE = range(1, 81) if LONG else (2, 9, 17, 24, 33)
-AT_START = range(1, 33) if LONG else (6, 14)
+AT_START = range(1, 33) if LONG else (14,)
 """Positions after the submission has begun: audit, upload, deployment."""
 
 

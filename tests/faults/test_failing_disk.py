@@ -26,11 +26,7 @@ ELSEWHERE = [
     ("site-1", "fdatasync", "incoming"),
     ("site-1", "fsync", "result.safetensors"),
 ]
-DIRECT = pytest.mark.xfail(
-    reason="store.blobs and client.spool call os.fsync and os.fdatasync themselves: a failure is "
-    "an error like others, and fails the task or the run; files.durable.sync ends the process",
-)
-QUICK = [IN_DURABLE[0], IN_DURABLE[2], IN_DURABLE[5]]
+QUICK = [IN_DURABLE[0], IN_DURABLE[5]]
 
 
 def begin(federation, **settings) -> int:
@@ -59,7 +55,10 @@ def fail_once(federation, name: str, kind: str, match: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind", "match"),
-    [*(IN_DURABLE if LONG else QUICK), *(pytest.param(*each, marks=DIRECT) for each in ELSEWHERE)],
+    [
+        *(IN_DURABLE if LONG else QUICK),
+        *(ELSEWHERE if LONG else ELSEWHERE[1:2]),
+    ],
 )
 def test_a_failed_sync_ends_the_process(faulty, name, kind, match):
     federation = faulty("site-1", "site-2")
@@ -73,11 +72,14 @@ def test_a_failed_sync_ends_the_process(faulty, name, kind, match):
     finish(federation, run)
 
 
+SETTLING = [("rename", "adopting"), ("fsync", "target.json")]
+
+
 @pytest.mark.xfail(
     reason="client.task_loop._settle gives up when the spool cannot settle: the next task of the "
     "run is trained from the state before, and the model differs without a word",
 )
-@pytest.mark.parametrize(("kind", "match"), [("rename", "adopting"), ("fsync", "target.json")])
+@pytest.mark.parametrize(("kind", "match"), SETTLING if LONG else SETTLING[:1])
 def test_a_state_that_cannot_be_settled_now_is_settled_before_the_next_task(faulty, kind, match):
     federation = faulty("site-1", "site-2")
     run = begin(federation)
@@ -100,10 +102,6 @@ def test_a_site_that_cannot_spool_waits_for_space(faulty):
     finish(federation, run)
 
 
-@pytest.mark.xfail(
-    reason="store.blobs makes a part read-only before it has its name: after a kill in between a "
-    "site or server that does not run as root cannot open it again, for a day",
-)
 def test_a_kill_before_a_blob_gets_its_name_leaves_a_part_to_go_on_from(faulty):
     federation = faulty("site-1", "site-2")
     begin(federation)

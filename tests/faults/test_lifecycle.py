@@ -19,7 +19,7 @@ DRAIN_S = 30.0
 BIG = {"rounds": 1, "floats": 1_000_000}
 
 
-@pytest.mark.parametrize("name", ["server", "site-1"])
+@pytest.mark.parametrize("name", [pytest.param("server", marks=pytest.mark.faults_long), "site-1"])
 def test_asked_to_end_in_the_middle_of_an_upload(faulty, name):
     federation = faulty("site-1", "site-2")
     federation.start("server")
@@ -77,16 +77,13 @@ def spooling(federation) -> int:
 
 def uploading(federation) -> int:
     federation.start_all()
+    let_go = federation.hold("site-1", 1)
+    run = federation.submit("aborted", rounds=3, floats=2000)
+    federation.wait_event(run, ev.UpdateAccepted, round=1, site="site-2")
     federation.arm("server", 1, "hold", ("replace",), ".part")
-    name = federation.job("aborted", rounds=3, floats=2000)
-    with federation.talking(f"submit_job {name}") as console:
-        # The job's package comes by the same way: it passes, the first update is held.
-        federation.wait_for(lambda: federation.fired("server"), "the package")
-        federation.disarm("server")
-        federation.arm("server", 1, "hold", ("replace",), ".part")
-        assert console.wait(timeout=60) == 0
+    let_go()
     federation.wait_for(lambda: federation.fired("server"), "an upload to be nearly whole")
-    return federation.run_of(name)
+    return run
 
 
 def aggregating(federation) -> int:
@@ -99,15 +96,27 @@ def aggregating(federation) -> int:
 
 def validating(federation) -> int:
     federation.start_all()
-    federation.hold("site-1", 2, "validate")
-    federation.hold("site-2", 2, "validate")
-    run = federation.submit("aborted", rounds=2)
-    federation.wait_event(run, ev.ModelPublished, round=2)
+    federation.arm("site-1", 1, "hold", ("rename",), "validate.global")
+    run = federation.submit("aborted", rounds=1)
+    federation.wait_for(lambda: federation.fired("site-1"), "a model to be validated")
     return run
 
 
+LATER = pytest.mark.faults_long
+LATE = pytest.mark.xfail(
+    reason="a run that a site takes on after its end stays there until the site's GetTask, which "
+    "does not name it, returns empty: waiting_call_s, 60 s (client.task_loop._step)",
+)
+
+
 @pytest.mark.parametrize(
-    "phase", [deploying, training, spooling, uploading, aggregating, validating]
+    "phase",
+    [
+        pytest.param(deploying, marks=(LATE, LATER)),
+        training,
+        *(pytest.param(each, marks=LATER) for each in (spooling, uploading, validating)),
+        aggregating,
+    ],
 )
 def test_abort_in_every_phase(faulty, phase):
     federation = faulty("site-1", "site-2") if phase is not deploying else faulty("site-1")
@@ -120,6 +129,9 @@ def test_abort_in_every_phase(faulty, phase):
     federation.tally.fault(f"abort while {phase.__name__}")
     for name in ("server", *federation.processes):
         federation.disarm(name)
+    if phase is deploying:  # the site goes on with what it was about to take on
+        accepted = f"run {run} accepted"
+        federation.wait_for(lambda: accepted in federation.log_text("site-1"), accepted)
     for site in federation.sites:
         folder = federation.kit(site) / "state" / "runs"
         federation.wait_for(
@@ -133,7 +145,8 @@ def test_abort_in_every_phase(faulty, phase):
     again = federation.ask(f"abort all --run {run}")
     assert "aborted" in str(again), again
     federation.check(run, status="aborted")
-    follows = federation.console(f"submit_job {federation.job('next', rounds=1)} --sites site-1")
+    next_job = federation.job("next", rounds=1, min_clients=1)
+    follows = federation.console(f"submit_job {next_job} --sites site-1")
     assert follows.returncode == 0, follows.stdout + follows.stderr
     federation.check_ended("next")
 

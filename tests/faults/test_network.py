@@ -12,6 +12,7 @@ from workspaces.running import ADMIN
 
 pytestmark = pytest.mark.timeout(600 if LONG else 120)
 
+LATER = pytest.mark.faults_long
 ROUNDS = 6
 FLOATS = 50_000
 
@@ -77,9 +78,7 @@ def test_cut_refused_flapping_delayed_and_slow(behind):
         federation.tally.fault("TCP flapping", int(proxy.cut() > 0))
         until = time.monotonic() + 1.0
         federation.wait_for(
-            lambda at=at, until=until: (
-                len(federation.events(run)) > at or time.monotonic() > until
-            ),
+            lambda at=at, until=until: len(federation.events(run)) > at or time.monotonic() > until,
             "progress, or some time",
         )
     proxy.change(delay_s=0.05)
@@ -95,7 +94,9 @@ def test_cut_refused_flapping_delayed_and_slow(behind):
     finish(federation, run)
 
 
-@pytest.mark.parametrize("way", ["stop_up", "stop_down", "both"])
+@pytest.mark.parametrize(
+    "way", [*(pytest.param(way, marks=LATER) for way in ("stop_up", "stop_down")), "both"]
+)
 def test_frozen_and_one_way(behind, way):
     """The server takes the site for dead, `why` says so, and what was underway goes on."""
     federation, proxy = behind(dead_after_s=3.0)
@@ -120,8 +121,7 @@ def test_frozen_and_one_way(behind, way):
     finish(federation, run)
 
 
-@pytest.mark.skipif(not LONG, reason="takes a keepalive's time; part of make faults-long")
-@pytest.mark.may_skip
+@pytest.mark.faults_long
 def test_half_open_connections_are_noticed_within_two_keepalives(behind):
     federation, proxy = behind()
     let_go = federation.hold("site-1", 2)
@@ -134,6 +134,7 @@ def test_half_open_connections_are_noticed_within_two_keepalives(behind):
     finish(federation, run)
 
 
+@pytest.mark.faults_long
 def test_console_cut_in_the_middle_of_its_commands(behind):
     """A submission that broke and is repeated with its id is one run; an abort, done once."""
     federation, _ = behind()

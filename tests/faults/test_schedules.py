@@ -11,9 +11,9 @@ from tests.faults.schedules import Schedule
 pytestmark = pytest.mark.timeout(900 if LONG else 150)
 
 FIRST = int(os.environ.get("FAULTS_SEED", "1"))
-SEEDS = range(FIRST, FIRST + (40 if LONG else 2))
-FAULTS = 25 if LONG else 9
-ROUNDS = 40 if LONG else 16
+SEEDS = range(FIRST, FIRST + (40 if LONG else 1))
+FAULTS = 25 if LONG else 6
+ROUNDS = 40 if LONG else 12
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -21,6 +21,7 @@ def test_kill_schedule(faulty, tally, seed):
     federation = faulty("site-1", "site-2", "site-3")
     federation.start_all()
     tally.seeds.append(seed)
+    federation.pace(0.4)
     steady = federation.submit("steady", rounds=ROUNDS)
     hasty = federation.submit(
         "hasty", rounds=ROUNDS, min_clients=1, wait_after_min_s=0.2, round_deadline_s=20.0
@@ -30,6 +31,7 @@ def test_kill_schedule(faulty, tally, seed):
         schedule.play(FAULTS, lambda: federation.over(steady) and federation.over(hasty))
         for run in (steady, hasty):
             federation.wait_event(run, ev.RunEnded, deadline_s=90)
+        federation.pace(0)
         done = federation.console(f"submit_job {federation.job('calm', rounds=ROUNDS)} --wait")
         assert done.returncode == 0, done.stdout + done.stderr
         federation.check(steady, federation.final_digest(federation.run_of("calm")))

@@ -78,6 +78,7 @@ class SubmitJob:
         default="",
     )
 
+
 @dataclass(frozen=True)
 class PreflightArguments:
     """Of `preflight`."""

@@ -29,10 +29,12 @@ FILES = {
     "server": [
         *("fed_server.json", "participant.crt", "participant.key", "root.crt"),
         *("server_issuer.crt", "site_issuer.crt", "user_issuer.crt", "start.sh", "stop.sh"),
+        "flplatform-server.service",
     ],
     "site-1": [
         *("fed_client.json", "participant.crt", "participant.key", "root.crt"),
         *("server_issuer.crt", "site_issuer.crt", "user_issuer.crt", "start.sh", "stop.sh"),
+        "flplatform-site.service",
     ],
     "amy": [
         *("fed_admin.json", "participant.crt", "participant.key", "root.crt"),

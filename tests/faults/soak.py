@@ -1,0 +1,84 @@
+"""`python -m tests.faults soak --minutes 10`: a fault every few seconds, run after run."""
+
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from flplatform.core import events as ev
+from tests.faults.federations import Faulty
+from tests.faults.schedules import Schedule
+from tests.faults.tally import Tally, table
+
+EVERY_S = 5.0
+ROUNDS = 12
+MORE_FILES = 10
+MORE_BYTES = 60_000_000
+"""What a process may hold more than the same process did when it was young; restarts hide leaks,
+so that every run is compared with the largest footprint of the first ones."""
+
+
+def footprint(federation: Faulty) -> dict[str, tuple[int, int]]:
+    """Return descriptors and memory of each process that runs."""
+    found = {}
+    for name, process in federation.processes.items():
+        each = psutil.Process(process.pid)
+        found[name] = each.num_fds(), each.memory_info().rss
+    return found
+
+
+def soak(minutes: float, seed: int) -> int:
+    """Go on for so long; return an exit code."""
+    print(f"seed {seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="flf-"))
+    tally = Tally()
+    tally.seeds.append(seed)
+    federation = Faulty(folder, ("site-1", "site-2", "site-3"), tally)
+    draw, violations = random.Random(seed), 0
+    until = time.monotonic() + 60 * minutes
+    try:
+        federation.start_all()
+        digest = _run(federation, "calm", until=0.0, schedule=None)
+        young: dict[str, tuple[int, int]] = footprint(federation)
+        schedule = Schedule(federation, draw.randrange(1 << 30))
+        number = 0
+        while time.monotonic() < until:
+            number += 1
+            schedule.forgive()
+            try:
+                _run(federation, f"run-{number}", until, schedule, digest)
+                for name, (files, memory) in footprint(federation).items():
+                    most_files, most_memory = young[name]
+                    assert files <= most_files + MORE_FILES, f"{name} has {files} open files"
+                    assert memory <= most_memory + MORE_BYTES, f"{name} has {memory} bytes"
+            except (AssertionError, TimeoutError) as error:
+                violations += 1
+                print(f"VIOLATION {error}\n{'; '.join(schedule.story)}", flush=True)
+                break
+            print(f"run {number}: as undisturbed; {sum(tally.faults.values())} faults", flush=True)
+    finally:
+        federation.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    print("\n".join(table(tally, violations, [])))
+    return 1 if violations else 0
+
+
+def _run(
+    federation: Faulty, name: str, until: float, schedule: Schedule | None, digest: str = ""
+) -> str:
+    """Have a job done, a fault every few seconds; return the digest that it comes to."""
+    federation.pace(1.0 if schedule else 0.0)
+    run = federation.submit(name, rounds=ROUNDS)
+    while schedule and time.monotonic() < until and not federation.over(run):
+        began = time.monotonic()
+        schedule.one()
+        rest = began + EVERY_S - time.monotonic()
+        while rest > 0 and not federation.over(run):
+            time.sleep(min(0.1, rest))
+            rest = began + EVERY_S - time.monotonic()
+    federation.wait_event(run, ev.RunEnded, deadline_s=120)
+    federation.check(run, digest)
+    return federation.final_digest(run)

@@ -1,0 +1,90 @@
+"""What aborted runs leave behind: nothing."""
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flplatform.core import events as ev
+from tests.faults.conftest import LONG
+from tests.scenarios.test_why import Talk
+
+pytestmark = pytest.mark.timeout(1800 if LONG else 150)
+
+WARM_UP = 3
+RUNS = 50 if LONG else 3
+MORE_BYTES_PER_RUN = 400_000
+"""What the memory of a process may grow by: a run's log is kept, caches fill."""
+
+
+class Footprint:
+    """What a process holds now."""
+
+    def __init__(self, federation, name: str) -> None:
+        process = psutil.Process(federation.processes[name].pid)
+        with process.oneshot():
+            self.threads = process.num_threads()
+            self.files = process.num_fds()
+            self.memory = process.memory_info().rss
+        self.children = len(process.children(recursive=True))
+        self.temporary = len(temporary_files(federation.kit(name)))
+
+    def __repr__(self) -> str:
+        return str(vars(self))
+
+
+def temporary_files(kit: Path) -> list[Path]:
+    """Return what must be gone when nothing is going on."""
+    state = kit / "state"
+    found = list(state.rglob(".tmp-*"))
+    for folder in ("blobs/incoming", "work", "spool/entries", "spool/adopting", "spool/trash"):
+        found += (state / folder).glob("*")
+    return found + list((state / "runs").glob("run-*"))
+
+
+def abort_one(federation, console, number: int) -> None:
+    name = federation.job(f"job-{number}", rounds=2)
+    answer = console.ask(f"submit_job {name}")
+    assert answer["ok"], answer
+    run = federation.run_of(name)
+    federation.wait_event(run, ev.RoundOpened)
+    assert console.ask(f"abort all --run {run}")["ok"]
+    federation.wait_event(run, ev.RunEnded)
+
+
+def settled(federation, name: str) -> Footprint:
+    """Return the footprint once nothing is going on any more."""
+    now = [Footprint(federation, name)]
+
+    def quiet() -> bool:
+        now[0] = Footprint(federation, name)
+        return now[0].children == now[0].temporary == 0
+
+    federation.wait_for(quiet, f"{name} to be quiet", deadline_s=20)
+    return now[0]
+
+
+def test_aborted_runs_leave_nothing_behind(faulty):
+    federation = faulty("site-1", "site-2")
+    federation.start_all()
+    for site in federation.sites:
+        federation.hold(site, 1)
+    console = Talk(federation)
+    try:
+        for number in range(WARM_UP):
+            abort_one(federation, console, number)
+        before = {name: settled(federation, name) for name in ("server", "site-1")}
+        for number in range(WARM_UP, WARM_UP + RUNS):
+            abort_one(federation, console, number)
+            federation.tally.fault("abort of a short run")
+            federation.tally.runs += 1
+        time.sleep(1)
+        for name, base in before.items():
+            now = settled(federation, name)
+            told = f"{name}: {base} → {now}"
+            assert now.threads <= base.threads + 2, told
+            assert now.files <= base.files + 3, told
+            assert now.memory <= base.memory + 8e6 + RUNS * MORE_BYTES_PER_RUN, told
+    finally:
+        console.close()

@@ -80,7 +80,7 @@ class LinearPattern:
                     self._steps.clear()
                 known = self._steps[key] = self._step(states, char)
             states = known
-        return _MATCHED in states or _MATCHED in self._closure(states, end=True)
+        return _MATCHED in states or _MATCHED in self._closure(states, begin=not text, end=True)
 
     # ---- following ----
 

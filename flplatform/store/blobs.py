@@ -211,7 +211,7 @@ class FileBlobStore:
         path = self._file(digest)
         os.replace(temporary, path)
         # Not before it has its name: after a kill in between, a part could not be gone on with.
-        path.chmod(READ_ONLY)
+        os.chmod(path, READ_ONLY)
         fsync_dir(path.parent)
 
     def _release(self, writer: "_FileWriter") -> None:

@@ -199,6 +199,10 @@ class SimOs:
         disks().touch()
 
     @staticmethod
+    def chmod(path: Any, mode: int) -> None:
+        disks().touch()
+
+    @staticmethod
     def utime(path: Any) -> None:
         disks().get(path)[1].mtime = disks().world.loop.now
 

@@ -210,8 +210,6 @@ class FileBlobStore:
         """Give a whole and durable file its final name; it is the same if it has been there."""
         path = self._file(digest)
         os.replace(temporary, path)
-        # Not before it has its name: after a kill in between, a part could not be gone on with.
-        os.chmod(path, READ_ONLY)
         fsync_dir(path.parent)
 
     def _release(self, writer: "_FileWriter") -> None:
@@ -330,6 +328,7 @@ class _FileWriter:
             if self._model is not None:
                 self._model.end()
             with _explaining_full_disk():
+                os.fchmod(file.fileno(), READ_ONLY)
                 sync(file.fileno(), data_only=True)
                 self._store._publish(self.part, self._blob.digest)
         finally:

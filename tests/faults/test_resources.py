@@ -1,5 +1,6 @@
 """What aborted runs leave behind: nothing."""
 
+import os
 import time
 from pathlib import Path
 
@@ -37,7 +38,13 @@ class Footprint:
 def temporary_files(kit: Path) -> list[Path]:
     """Return what must be gone when nothing is going on."""
     state = kit / "state"
-    found = list(state.rglob(".tmp-*"))
+    # os.walk passes over folders that are removed meanwhile.
+    found = [
+        Path(parent, name)
+        for parent, folders, files in os.walk(state)
+        for name in (*folders, *files)
+        if name.startswith(".tmp-")
+    ]
     for folder in ("blobs/incoming", "work", "spool/entries", "spool/adopting", "spool/trash"):
         found += (state / folder).glob("*")
     return found + list((state / "runs").glob("run-*"))

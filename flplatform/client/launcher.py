@@ -21,6 +21,7 @@ import socket
 import stat
 import struct
 import sys
+import time
 from typing import NoReturn
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
@@ -34,6 +35,7 @@ OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH, MOUNT_ATTR_RDONLY = 1, 4, 1
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
 EXIT_SETUP = 125
+LOOK_AGAIN_S = 0.005
 EXIT_NO_COMMAND = 127
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
@@ -113,7 +115,9 @@ def _wait(child: int, sweep: bool) -> NoReturn:
             for pid in _descendants():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-            os.wait()
+            # One may have been passed over, its parent gone while /proc was read: look again.
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(LOOK_AGAIN_S)
     os._exit(code)
 
 

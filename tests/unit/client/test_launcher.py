@@ -115,3 +115,32 @@ def test_an_ordinary_user_gets_the_same():
             pytest.skip("this kernel lets only root make user namespaces")
         assert (result.stdout, result.stderr) == ("65534\n2\n", "")
         assert (folder / "scratch" / "mine").exists()
+
+
+PASSES_OVER = """
+import importlib.util, os, signal, subprocess, sys
+spec = importlib.util.spec_from_file_location("launcher", sys.argv[1])
+launcher = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launcher)
+launcher._prctl(launcher.PR_SET_CHILD_SUBREAPER, 1)
+look, looked = launcher._descendants, []
+
+def passing_over():
+    looked.append(1)
+    return look() if len(looked) > 1 else []
+
+launcher._descendants = passing_over
+child = subprocess.Popen(["/bin/sh", "-c", "sleep 86303 & exec sleep 86303"])
+while len(look()) < 2:
+    pass
+signal.signal(signal.SIGTERM, launcher._stop)
+os.kill(child.pid, signal.SIGKILL)
+launcher._wait(child.pid, True)
+"""
+
+
+def test_what_was_passed_over_is_killed_at_the_next_look():
+    """A process whose parent ends while /proc is read seems to be nobody's."""
+    done = subprocess.run([sys.executable, "-c", PASSES_OVER, LAUNCHER], timeout=10)
+    assert done.returncode == 137
+    assert sleeping("86303") == []

@@ -56,6 +56,7 @@ from flplatform.core.errors import (
 from flplatform.core.messages import SUBMIT_MODEL, TRAIN, Task, TaskFailure
 from flplatform.core.model import MAX_HEADER_BYTES
 from flplatform.files.durable import private_dir, write_atomic
+from flplatform.files.threads import in_thread
 
 __all__ = ["JobCodeError", "Outcome", "RunProcess", "RunProcessCrashed", "RunSpec"]
 
@@ -119,7 +120,7 @@ class RunProcess:
         """
         try:
             level = await self._level()
-            await asyncio.to_thread(self._prepare)
+            await in_thread(self._prepare)
             conversation = await self._spawn(level)
             async with asyncio.timeout(timeout_s):
                 failure = await self._until(conversation.ready)
@@ -157,7 +158,7 @@ class RunProcess:
             self._log.note(f"task {task.id}")
             if task.id.kind == SUBMIT_MODEL:
                 self._on_phase(SUBMIT_MODEL)
-                outcome = await asyncio.to_thread(self._submit, work)
+                outcome = await in_thread(self._submit, work)
             else:
                 outcome = await self._perform(self._conversation, task, model, work)
         except Exception:
@@ -203,7 +204,7 @@ class RunProcess:
     async def _level(self) -> Level:
         if self._spec.isolation == "none":
             return NONE
-        level = await asyncio.to_thread(available_level)
+        level = await in_thread(available_level)
         if level.name != self._spec.isolation:
             raise FailedPreconditionError(f"no isolation here: {level.reason}")
         return level
@@ -320,7 +321,10 @@ class RunProcess:
         spec = self._spec
         current = current_state(spec.state)
         user = current / USER_STATE if current else None
-        await asyncio.to_thread(self._box.prepare, model, user, spec.max_state_bytes)
+        try:
+            await in_thread(self._box.prepare, model, user, spec.max_state_bytes)
+        except ResourceExhaustedError as error:
+            return TaskFailure(f"the run's state cannot be given to the job's code: {error}")
         path = str(self._box.inbox / MODEL_FILE) if model else None
         reply = await self._until(conversation.order(Order(str(task.id), task.seed, path)))
         if isinstance(reply, Failure):
@@ -330,20 +334,18 @@ class RunProcess:
         try:
             if (task.id.kind == TRAIN) != (reply.file is not None):
                 raise InvalidArgumentError("a model came that should not, or did not")
-            await asyncio.to_thread(_make_empty, work)
+            await in_thread(_make_empty, work)
             if model is not None and reply.file is not None:
                 score = LocalScore(
                     round=task.id.round, metrics=reply.local, examples=reply.local_examples
                 )
                 # The file of the same tensors: only its header may be written otherwise.
                 limits = model.stat().st_size + MAX_HEADER_BYTES, spec.max_state_bytes
-                await asyncio.to_thread(
-                    collect, self._box, work, current, spec.watch, score, *limits
-                )
+                await in_thread(collect, self._box, work, current, spec.watch, score, *limits)
                 if spec.delta or spec.partial:
                     update = work / UPDATE_FILE
                     collect_model = self._box.collect_model
-                    await asyncio.to_thread(collect_model, update, limits[0], UPDATE_FILE)
+                    await in_thread(collect_model, update, limits[0], UPDATE_FILE)
         except (InvalidArgumentError, ResourceExhaustedError) as error:
             return TaskFailure(f"what the job's code left cannot be taken: {error}")
         return Outcome(

@@ -4,6 +4,7 @@ Filters see whole models. Where a job sends changes or some tensors only, and th
 has filters, what is sent is made again from the filtered model.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,13 +18,19 @@ from flplatform.core.errors import FailedPreconditionError
 from flplatform.core.messages import ModelRef, Task
 from flplatform.core.model import Manifest
 from flplatform.files.digest import digest_of_file
+from flplatform.files.durable import PRIVATE_DIR
 from flplatform.files.modelfile import check_finite, load, save
+
+DRAFTS = "outgoing"
+"""Folder below a task's, for what is on its way to being sent."""
 
 
 def prepare(
     work: Path, outcome: Outcome, base: Path | None, filters: Sequence[Component], task: Task
 ) -> ModelRef | None:
     """Leave what is to be sent in `work/result.safetensors`; return its digest and size.
+
+    What the task left is kept until the last step: after an OSError this can be done again.
 
     Args:
         work: holds the model, and the update beside it if there is one.
@@ -40,27 +47,33 @@ def prepare(
     """
     if not outcome.file:
         return None
-    path = work / outcome.file
-    _filter(path, base, filters)
+    drafts = work / DRAFTS
+    shutil.rmtree(drafts, ignore_errors=True)
+    drafts.mkdir(PRIVATE_DIR)
+    path = _filter(work / outcome.file, base, filters, drafts)
     if outcome.update and base is not None:
-        path = _update(work / outcome.update, path, base, delta=outcome.delta, anew=bool(filters))
+        anew = path if filters else None
+        path = _update(work / outcome.update, anew, base, drafts, delta=outcome.delta)
     if task.codec not in ("", "none"):
-        wire = work / "wire"
-        encode_update(task.codec, path, None if outcome.delta else base, wire)
-        path.unlink()
-        path = wire
-    if path.name != RESULT_FILE:
+        encode_update(task.codec, path, None if outcome.delta else base, drafts / "wire")
+        path = drafts / "wire"
+    blob = ModelRef(*digest_of_file(path))
+    if path != work / RESULT_FILE:
         path.replace(work / RESULT_FILE)  # the state may link what lay there
-    return ModelRef(*digest_of_file(work / RESULT_FILE))
+    if outcome.update:
+        (work / outcome.update).unlink(missing_ok=True)
+    shutil.rmtree(drafts, ignore_errors=True)
+    return blob
 
 
-def _filter(path: Path, base: Path | None, filters: Sequence[Component]) -> None:
+def _filter(path: Path, base: Path | None, filters: Sequence[Component], drafts: Path) -> Path:
+    """Check a whole model; return the file of the filtered one."""
     arrays = load(path)
     check_finite(arrays)
     if base:
         Manifest.of(load(base)).check_same(Manifest.of(arrays), "update")
     if not filters:
-        return
+        return path
     if base is None:
         raise FailedPreconditionError(
             "no model was received since this site's restart that filters could compare with",
@@ -68,19 +81,17 @@ def _filter(path: Path, base: Path | None, filters: Sequence[Component]) -> None
         )
     for item in filters:
         arrays = FILTERS.create(item.name, item.args, "filters")(arrays, load(base))
-    filtered = path.with_suffix(".filtered")
-    save(filtered, arrays)
-    filtered.replace(path)
+    save(drafts / "filtered", arrays)
+    return drafts / "filtered"
 
 
-def _update(path: Path, whole: Path, base: Path, *, delta: bool, anew: bool) -> Path:
+def _update(path: Path, anew: Path | None, base: Path, drafts: Path, *, delta: bool) -> Path:
+    """Check an update; return its file, made of the whole model `anew` if there is one."""
     update, received = load(path), load(base)
     Manifest.of(received).check_part(Manifest.of(update), "update")
-    if anew:
-        made = update_of(load(whole), received, update.keys(), delta=delta)
-        filtered = path.with_suffix(".filtered")
-        save(filtered, made)
-        filtered.replace(path)
-    else:
+    if anew is None:
         check_finite(update)
-    return path
+        return path
+    made = update_of(load(anew), received, update.keys(), delta=delta)
+    save(drafts / "update", made)
+    return drafts / "update"

@@ -2,18 +2,16 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from grpc import aio
 
 from flplatform import __version__
+from flplatform.client.retrying import backoff_s, persist
 from flplatform.core.errors import (
     DeadlineExceededError,
     FLError,
-    InternalError,
-    ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -31,11 +29,6 @@ WAITING_CALL_S = 90.0
 MIN_HEARTBEAT_S = 0.05
 
 T = TypeVar("T")
-
-
-def backoff_s(attempt: int, longest_s: float) -> float:
-    """Return a random pause before attempt number `attempt` (from 0): full jitter."""
-    return random.uniform(0, min(longest_s, 0.2 * 2 ** min(attempt, 16)))  # noqa: S311
 
 
 class Session:
@@ -209,21 +202,8 @@ class Session:
             raise _closed(error) from None
 
     async def persist(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Do `step` until it is neither the connection's nor the server's fault that it fails.
-
-        Raises:
-            FLError: the server refused `step` itself.
-        """
-        attempt = 0
-        while True:
-            try:
-                return await step()
-            except (UnavailableError, ResourceExhaustedError, InternalError) as error:
-                pause = backoff_s(attempt, self._kit.site.backoff_max_s)
-                level = logging.DEBUG if attempt < 3 else logging.WARNING
-                log.log(level, "%s: next try in %.1f s: %s", what, pause, error)
-                attempt += 1
-                await asyncio.sleep(pause)
+        """Do `step` until it is answered; see `retrying.persist`."""
+        return await persist(what, step, self._kit.site.backoff_max_s)
 
     async def repeat(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
         """Do `step` for ever; a refusal or a defect is logged, then a pause and the next try."""

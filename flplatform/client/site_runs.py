@@ -16,6 +16,7 @@ from typing import Any
 from flplatform.client.executors import Outcome, RunProcess, RunProcessCrashed, RunSpec
 from flplatform.client.policy import Plan, Policy
 from flplatform.client.requests import StartBody
+from flplatform.client.retrying import persist
 from flplatform.client.run_log import Listener
 from flplatform.client.troubles import Troubles
 from flplatform.client.verbs import Submitter
@@ -25,12 +26,15 @@ from flplatform.core.errors import (
     FLError,
     InvalidArgumentError,
     PermissionDeniedError,
+    ResourceExhaustedError,
 )
 from flplatform.core.job import CODE_FOLDER
 from flplatform.core.messages import ModelRef, Task, TaskFailure
 from flplatform.core.strict import Strict, parse_json
 from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import fsync_dir, private_dir, remove_temporaries, write_atomic
+from flplatform.files.shortage import demand_room, explaining_shortage
+from flplatform.files.threads import in_thread
 from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.kit import Kit
 from flplatform.security.package import Package, open_package
@@ -42,6 +46,12 @@ RECORD = "start.json"
 SUBMISSIONS = "submissions.json"
 MAX_CRASHES = 3
 """A task whose process crashes so often has failed."""
+
+COPIES = 2
+"""Models that a task leaves on the disk for a while: the code's own, and the copy that is sent."""
+
+SMALL_BYTES = 1 << 20
+"""Room for everything else that a task leaves."""
 
 PAST_TROUBLES = 20
 """Ended runs whose last errors are remembered."""
@@ -123,12 +133,18 @@ class SiteRun:
         async with self.turn:
             self.round = task.id.round
             for crashes in range(1, MAX_CRASHES + 1):
-                process = await self._ready()
                 try:
-                    result = await process.execute(task, model, work)
-                    self.troubles.held_up = ""
-                    return result
+                    found = await persist(
+                        str(task.id),
+                        lambda: self.troubles.watch(lambda: self._try(task, model, work)),
+                        self._kit.site.backoff_max_s,
+                    )
+                    if isinstance(found, RunProcessCrashed):
+                        raise found
+                    return found
                 except RunProcessCrashed as error:
+                    if self._process is None:
+                        raise  # it did not even start
                     log.warning("run %d: %s crashed (%d): %s", self.run, task.id, crashes, error)
                     self.troubles.held_up = f"crashed {crashes} of {MAX_CRASHES}"
                     last = _last_words(error.log_tail)
@@ -140,6 +156,32 @@ class SiteRun:
                     await asyncio.shield(self.abort())
                     raise
             raise AssertionError("unreachable")
+
+    async def _try(
+        self, task: Task, model: Path | None, work: Path
+    ) -> Outcome | TaskFailure | RunProcessCrashed:
+        """Have the run process do a task, if the disk has room for what comes of it.
+
+        Raises:
+            ResourceExhaustedError: it has not, or this machine is short of something else. The
+                process has ended: the next one starts from the state that is committed.
+        """
+        room = COPIES * model.stat().st_size + SMALL_BYTES if model else SMALL_BYTES
+        try:
+            with explaining_shortage():
+                demand_room(self.folder, room)
+                result: Outcome | TaskFailure | RunProcessCrashed
+                try:
+                    process = await self._ready()
+                    result = await process.execute(task, model, work)
+                except RunProcessCrashed as error:
+                    result = error
+                if isinstance(result, TaskFailure | RunProcessCrashed):
+                    demand_room(self.folder, room)  # or this may be what it came from
+                return result
+        except ResourceExhaustedError:
+            await self.abort()
+            raise
 
     async def warm_up(self) -> None:
         """Start the run process before its first task."""
@@ -228,6 +270,8 @@ class SiteRuns:
         self._past: dict[int, Troubles] = {}
         self._submissions: dict[str, int] = {}
         self._accepting = asyncio.Lock()
+        self.accepted = asyncio.Event()
+        """Set when a run has been taken on; whoever looks at the runs clears it first."""
         self._warming: dict[int, asyncio.Task[None]] = {}
         self._ending: dict[int, asyncio.Task[None]] = {}
 
@@ -336,8 +380,13 @@ class SiteRuns:
                 accepted=now,
             )
             await self.end(body.run, "started anew")
-            folder = await asyncio.to_thread(self._unpack, record, package)
+            folder = await persist(
+                f"take run {body.run} on",
+                lambda: in_thread(self._unpack, record, package),
+                self._kit.site.backoff_max_s,
+            )
             run = self._add(folder, record, package, plan, submitter)
+            self.accepted.set()
         log.info(
             "run %d accepted: %s by %s, isolation %s",
             run.run,

@@ -108,15 +108,16 @@ class Spool:
 
         Raises:
             AlreadyExistsError: the task has an entry.
-            OSError: the disk refused; there is no entry.
+            OSError: the disk refused; the same call again goes on from there.
         """
         with self._lock:
             entry = self._entry(result.task_id)
-            if entry.exists():
+            if not entry.exists():
+                write_atomic(work / RESULT, _to_file(result).model_dump_json().encode())
+                _fsync_tree(work)
+                os.rename(work, entry)
+            elif work.exists():
                 raise AlreadyExistsError(f"task {result.task_id} has a result already")
-            write_atomic(work / RESULT, _to_file(result).model_dump_json().encode())
-            _fsync_tree(work)
-            os.rename(work, entry)
             fsync_dir(self._entries)
             fsync_dir(work.parent)
 

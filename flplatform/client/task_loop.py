@@ -32,11 +32,13 @@ from flplatform.core.errors import (
     NotFoundError,
     PermissionDeniedError,
     ResourceExhaustedError,
+    UnavailableError,
 )
 from flplatform.core.messages import TRAIN, ModelRef, Task, TaskFailure, TaskId
 from flplatform.core.ports import BlobStore
 from flplatform.files.counters import Counters
 from flplatform.files.durable import private_dir
+from flplatform.files.threads import in_thread
 from flplatform.rpc.streams import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 
@@ -102,7 +104,9 @@ class TaskLoop:
         """
 
         async def step() -> Path:
-            missing = 0 if self._blobs.has(blob.digest) else blob.size
+            missing = (
+                0 if await asyncio.to_thread(self._blobs.has_whole, blob.digest) else blob.size
+            )
             path = await self._session.transfer(
                 lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
             )
@@ -115,11 +119,15 @@ class TaskLoop:
             return await self._session.persist(f"download {blob.digest}", lambda: watch(step))
 
     async def _step(self) -> None:
+        self._runs.accepted.clear()
         before = set(self._workers)
         held = [task_id for task_id in self._workers if task_id not in self._withdrawn]
         runs = {number: self._runs.get(number) for number in self._runs.numbers()}
         request = pb.GetTaskRequest(held=held, runs=list(runs))
-        reply = await self._session.training("GetTask", request, WAITING_CALL_S)
+        call = self._session.training("GetTask", request, WAITING_CALL_S)
+        reply = await _unless(self._runs.accepted, call)
+        if reply is None:
+            return  # the server may have ended the new run already: it is asked about that one too
         for ended in reply.ended:
             if self._runs.get(ended.run) is runs.get(ended.run):  # not started anew meanwhile
                 await self._end(ended.run, ended.status)
@@ -225,8 +233,7 @@ class TaskLoop:
             outcome = await run.execute(task, model, work)
             if isinstance(outcome, TaskFailure):
                 return outcome
-            base = model or run.last_model
-            return await _whole(asyncio.to_thread(self._spool_result, task, outcome, base, work))
+            return await self._spool_result(run, task, outcome, model, work)
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
 
@@ -234,23 +241,28 @@ class TaskLoop:
         """Download a task's model, if it has one, in the form in which it crosses the wire."""
         if task.model is None or task.wire is None:
             return await self.fetch(task.model, run.troubles) if task.model else None
-        if task.wire_codec == PACKED and self._blobs.has(task.model.digest):
+        if task.wire_codec == PACKED and await asyncio.to_thread(
+            self._blobs.has_whole, task.model.digest
+        ):
             return self._blobs.path(task.model.digest)
         known = self._decoded.get(task.wire.digest)
-        if known is None or not self._blobs.has(known):
+        if known is None or not await asyncio.to_thread(self._blobs.has_whole, known):
             wire = await self.fetch(task.wire, run.troubles)
-            known = await _whole(asyncio.to_thread(decode_model, self._blobs, task, wire))
+            known = await self._make(run, task, lambda: decode_model(self._blobs, task, wire))
             self._decoded[task.wire.digest] = known
         return self._blobs.path(known)
 
-    def _spool_result(
-        self, task: Task, outcome: Outcome, base: Path | None, work: Path
+    async def _spool_result(
+        self, run: SiteRun, task: Task, outcome: Outcome, model: Path | None, work: Path
     ) -> SpooledResult:
         """Make what is sent of what the run process made, outside its reach, and spool it."""
-        blob = prepare(work, outcome, base, self.policy.filters, task)
+        base, policy = model or run.last_model, self.policy
+        blob = await self._make(
+            run, task, lambda: prepare(work, outcome, base, policy.filters, task)
+        )
         examples = outcome.examples
-        if blob and self.policy.max_examples is not None:
-            examples = min(examples, self.policy.max_examples)
+        if blob and policy.max_examples is not None:
+            examples = min(examples, policy.max_examples)
         entry = SpooledResult(
             task_id=task.id,
             blob=blob,
@@ -260,8 +272,16 @@ class TaskLoop:
             received_examples=outcome.received_examples,
             trained_from=task.model.digest if task.model and blob else "",
         )
-        self._spool.commit(entry, work)
+        await self._make(run, task, lambda: self._spool.commit(entry, work))
         return entry
+
+    async def _make(self, run: SiteRun, task: Task, work: Callable[[], T]) -> T:
+        """Do `work` in a thread, again while this machine is short of what it takes."""
+
+        async def step() -> T:
+            return await in_thread(work)
+
+        return await self._session.persist(str(task.id), lambda: run.troubles.watch(step))
 
     # ---- answering ----
 
@@ -292,10 +312,18 @@ class TaskLoop:
             await self._fail(entry.task_id, TaskFailure(f"the server refused it: {error}"))
         except (DataLossError, FileNotFoundError) as error:
             log.error("task %s: its result is lost and made again: %s", entry.task_id, error)
-        await asyncio.to_thread(
-            self._spool.settle, entry.task_id, run.state if run and adopt else None
-        )
-        troubles.held_up = ""
+        state = run.state if run and adopt else None
+
+        async def settle() -> None:
+            try:
+                await in_thread(self._spool.settle, entry.task_id, state)
+            except NotFoundError:
+                pass  # done by the try before, or the run has ended
+            except OSError as error:
+                raise UnavailableError(f"the spool cannot be written: {error}") from error
+
+        # Whatever the disk says: the next task would start from the state before this one's.
+        await self._session.persist(f"settle {entry.task_id}", lambda: troubles.watch(settle))
         if run:
             run.enter("idle")
 
@@ -354,13 +382,13 @@ async def _cancel(workers: list[asyncio.Task[None]]) -> None:
         await asyncio.wait(workers)
 
 
-async def _whole(work: Awaitable[T]) -> T:
-    """Wait for work in a thread to its end, also if cancelled: nothing must go on beside it."""
-    future = asyncio.ensure_future(work)
+async def _unless(event: asyncio.Event, call: Awaitable[T]) -> T | None:
+    """Wait for a call, or give it up when an event comes first."""
+    asked, news = asyncio.ensure_future(call), asyncio.ensure_future(event.wait())
     try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        if error := future.exception():
-            log.warning("not finished before the task was cancelled: %s", error)
-        raise
+        await asyncio.wait({asked, news}, return_when=asyncio.FIRST_COMPLETED)
+        return asked.result() if asked.done() else None
+    finally:
+        news.cancel()
+        asked.cancel()
+        await asyncio.wait({asked})

@@ -5,18 +5,12 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from flplatform.core.errors import (
-    FLError,
-    InternalError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
+from flplatform.client.retrying import RETRIED
+from flplatform.core.errors import FLError
+from flplatform.files.shortage import explaining_shortage
 
 MAX_LINES = 5
 MAX_CHARS = 300
-
-RETRIED = (UnavailableError, ResourceExhaustedError, InternalError)
-"""Errors after which a site tries again, see `Session.persist`; the others are answers."""
 
 T = TypeVar("T")
 
@@ -49,10 +43,11 @@ class Troubles:
         """Do a step that may be tried again and again; how it fails is noted.
 
         Raises:
-            FLError: as `step` does.
+            FLError: as `step` does, or this machine is short of something.
         """
         try:
-            result = await step()
+            with explaining_shortage():
+                result = await step()
         except FLError as error:
             self.held_up = f"retries: {error.code}" if isinstance(error, RETRIED) else ""
             self.note(str(error))

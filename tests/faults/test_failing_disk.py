@@ -75,10 +75,6 @@ def test_a_failed_sync_ends_the_process(faulty, name, kind, match):
 SETTLING = [("rename", "adopting"), ("fsync", "target.json")]
 
 
-@pytest.mark.xfail(
-    reason="client.task_loop._settle gives up when the spool cannot settle: the next task of the "
-    "run is trained from the state before, and the model differs without a word",
-)
 @pytest.mark.parametrize(("kind", "match"), SETTLING if LONG else SETTLING[:1])
 def test_a_state_that_cannot_be_settled_now_is_settled_before_the_next_task(faulty, kind, match):
     federation = faulty("site-1", "site-2")
@@ -89,10 +85,6 @@ def test_a_state_that_cannot_be_settled_now_is_settled_before_the_next_task(faul
     finish(federation, run)
 
 
-@pytest.mark.xfail(
-    reason="client.task_loop._do answers ENOSPC in the spool as the failure of the task: with a "
-    "quorum of all sites the run fails for want of space that may come back",
-)
 def test_a_site_that_cannot_spool_waits_for_space(faulty):
     federation = faulty("site-1", "site-2")
     run = begin(federation)
@@ -100,19 +92,3 @@ def test_a_site_that_cannot_spool_waits_for_space(faulty):
     federation.wait_for(lambda: federation.fired("site-1"), "spooling to fail")
     federation.tally.fault("ENOSPC at fsync")
     finish(federation, run)
-
-
-@pytest.mark.xfail(
-    reason="store.blobs makes a part read-only before it has its name: after a kill in between a "
-    "site or server that does not run as root cannot open it again, for a day",
-)
-def test_a_kill_before_a_blob_gets_its_name_leaves_a_part_to_go_on_from(faulty):
-    federation = faulty("site-1", "site-2")
-    begin(federation)
-    federation.arm("server", 1, "kill", ("replace",), ".part")
-    federation.wait_for(lambda: federation.ended("server"), "the server to be killed")
-    federation.tally.fault("SIGKILL before a blob gets its name")
-    parts = list((federation.kit("server") / "state" / "blobs" / "incoming").glob("*.part"))
-    assert parts
-    for part in parts:
-        assert part.stat().st_mode & 0o200, "only root can open this part for writing"

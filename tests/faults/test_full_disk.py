@@ -19,10 +19,6 @@ from tests.scenarios.conftest import ROOT
 pytestmark = pytest.mark.timeout(180)
 
 LATER = pytest.mark.faults_long
-SITE = pytest.mark.xfail(
-    reason="client.task_loop._do answers ENOSPC and EMFILE as the failure of the task: with a "
-    "quorum of all sites the run fails for want of what may come back",
-)
 
 
 @pytest.fixture
@@ -33,7 +29,7 @@ def short():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("who", ["server", pytest.param("site-1", marks=(SITE, LATER))])
+@pytest.mark.parametrize("who", ["server", pytest.param("site-1", marks=LATER)])
 def test_a_disk_that_is_full_for_a_while(short, tally, who):
     probe = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs none "$1"', "sh", short]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
@@ -46,7 +42,7 @@ def test_a_disk_that_is_full_for_a_while(short, tally, who):
     tally.recovered()
 
 
-@pytest.mark.parametrize("name", ["server", pytest.param("site-1", marks=(SITE, LATER))])
+@pytest.mark.parametrize("name", ["server", pytest.param("site-1", marks=LATER)])
 def test_no_descriptors_for_a_while(faulty, name):
     federation = faulty("site-1", "site-2")
     federation.start_all()

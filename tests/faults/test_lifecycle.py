@@ -103,16 +103,12 @@ def validating(federation) -> int:
 
 
 LATER = pytest.mark.faults_long
-LATE = pytest.mark.xfail(
-    reason="a run that a site takes on after its end stays there until the site's GetTask, which "
-    "does not name it, returns empty: waiting_call_s, 60 s (client.task_loop._step)",
-)
 
 
 @pytest.mark.parametrize(
     "phase",
     [
-        pytest.param(deploying, marks=(LATE, LATER)),
+        pytest.param(deploying, marks=LATER),
         training,
         *(pytest.param(each, marks=LATER) for each in (spooling, uploading, validating)),
         aggregating,

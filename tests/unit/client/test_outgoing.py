@@ -1,11 +1,13 @@
 """What leaves a site: the whole model filtered, the update made of it, the codec last."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from flplatform.client import outgoing as module
 from flplatform.client.outgoing import prepare
 from flplatform.client.run_spec import Outcome
 from flplatform.client.update import whole_model
@@ -88,3 +90,28 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_codec_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="codec: 'zip' is unknown to this release"):
         sent(tmp_path, {"w": np.ones(4, "f4")}, codec="zip")
+
+
+def test_a_full_disk_costs_nothing_that_was_trained(tmp_path: Path, monkeypatch: Any) -> None:
+    """Whatever step fails, the same call later sends what it would have sent at once."""
+    real = module.digest_of_file
+
+    def full(path: Path) -> tuple[str, int]:
+        raise OSError(errno.ENOSPC, "full")
+
+    expected = tmp_path / "expected"
+    expected.mkdir()
+    settings: dict[str, Any] = {"delta": True, "filters": (CLIP,), "codec": "bf16"}
+    wanted = sent(expected, {"w": np.full(4, 2, "f4")}, **settings)
+    monkeypatch.setattr(module, "digest_of_file", full)
+    with pytest.raises(OSError, match="full"):
+        sent(tmp_path, {"w": np.full(4, 2, "f4")}, **settings)
+    monkeypatch.setattr(module, "digest_of_file", real)
+    outcome = Outcome("result.safetensors", 1, {}, {}, 0, "update.safetensors", True)
+    task = Task(TaskId(1, 1, "train", "a"), 1, ModelRef("", 1), "bf16")
+    prepare(tmp_path / "work", outcome, tmp_path / "base", (CLIP,), task)
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["result.safetensors"]
+    found = load(tmp_path / "work" / "result.safetensors")
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)

@@ -9,8 +9,10 @@ from grpc import aio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flplatform.client import retrying
 from flplatform.client import session as module
-from flplatform.client.session import Session, backoff_s
+from flplatform.client.retrying import backoff_s
+from flplatform.client.session import Session
 from flplatform.core.config import SiteConfig
 from flplatform.core.errors import (
     AlreadyExistsError,
@@ -97,6 +99,7 @@ def pauses(monkeypatch):
 
     monkeypatch.setattr(module.asyncio, "sleep", record)
     monkeypatch.setattr(module, "backoff_s", Pause)
+    monkeypatch.setattr(retrying, "backoff_s", Pause)
     return found
 
 

@@ -2,14 +2,17 @@
 
 import asyncio
 import dataclasses
+import errno
 import json
 import logging
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from flplatform.client import retrying
 from flplatform.client import site_runs as module
 from flplatform.client.executors import RunProcessCrashed
 from flplatform.client.policy import Policy
@@ -23,7 +26,7 @@ from flplatform.core.errors import (
     ResourceExhaustedError,
     UnauthenticatedError,
 )
-from flplatform.core.messages import ModelRef, Task, TaskId
+from flplatform.core.messages import ModelRef, Task, TaskFailure, TaskId
 from flplatform.security.kit import Local
 from flplatform.security.package import pack
 from flplatform.security.signing import StartOrder, sign_order
@@ -76,9 +79,10 @@ class FakeProcess:
 
     async def execute(self, task, model, work):
         assert self.state == "running"
-        if self.script:
-            raise self.script.pop(0)
-        return "done"
+        outcome = self.script.pop(0) if self.script else "done"
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     async def abort(self):
         self.state = "aborted"
@@ -92,6 +96,7 @@ def processes(monkeypatch):
         script: list[BaseException] = []
 
     monkeypatch.setattr(module, "RunProcess", Process)
+    monkeypatch.setattr(retrying, "backoff_s", lambda *_: 0.0)
     return Process
 
 
@@ -720,6 +725,92 @@ def test_a_start_that_fails_is_told_with_the_first_task(world, processes, monkey
         assert "its process does not start: no interpreter" in caplog.text
         with pytest.raises(RunProcessCrashed, match="no interpreter"):
             await runs.get(1).execute(TASK, None, world.folder)
+        await runs.close()
+
+    play(go())
+
+
+def short(number):
+    """Return a disk that is full, and so on, once."""
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_a_shortage_is_waited_for_with_a_new_process_and_is_no_crash(world, processes, number):
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer())
+        run = runs.get(1)
+        processes.script[:] = [short(number)] * (module.MAX_CRASHES + 1)
+        assert await run.execute(TASK, None, world.folder) == "done"
+        assert len(processes.made) == module.MAX_CRASHES + 2
+        assert run.troubles.held_up == ""
+        assert len(run.troubles.lines) == 1
+        await runs.close()
+
+    play(go())
+
+
+@pytest.mark.parametrize("outcome", [TaskFailure("no space"), RunProcessCrashed("no space")])
+def test_what_fails_while_the_disk_has_no_room_is_tried_when_it_has(
+    world, processes, monkeypatch, outcome
+):
+    """Job code that finds the disk full fails; whether it says so is its own affair."""
+
+    def look(folder, count):
+        looks.append(count)
+        if len(looks) == 2:
+            raise ResourceExhaustedError("no room")
+
+    looks: list[int] = []
+    model = world.folder / "model"
+    model.write_bytes(bytes(1000))
+
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer())
+        monkeypatch.setattr(module, "demand_room", look)
+        processes.script[:] = [outcome]
+        assert await runs.get(1).execute(TASK, model, world.folder) == "done"
+        assert set(looks) == {2000 + module.SMALL_BYTES}
+        await runs.close()
+
+    play(go())
+
+
+def test_a_task_does_not_begin_without_room_for_its_result(world, processes, monkeypatch):
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer())
+        run = runs.get(1)
+        refusals = [ResourceExhaustedError("no room")] * 2
+
+        def look(*_):
+            if refusals:
+                raise refusals.pop()
+
+        monkeypatch.setattr(module, "demand_room", look)
+        assert await run.execute(TASK, None, world.folder) == "done"
+        assert not refusals
+        await runs.close()
+
+    play(go())
+
+
+def test_a_full_disk_is_waited_for_when_a_run_is_taken_on(world, monkeypatch):
+    def full(path, data):
+        if path.name == "submissions.json" and refusals:
+            raise refusals.pop()
+        write(path, data)
+
+    refusals = [short(errno.ENOSPC)] * 2
+    write = module.write_atomic
+
+    async def go():
+        runs = world.runs()
+        monkeypatch.setattr(module, "write_atomic", full)
+        assert await runs.accept(*world.offer())
+        assert not refusals
         await runs.close()
 
     play(go())

@@ -1,10 +1,13 @@
 """The spool: whole entries, settled for good, at any kill."""
 
+import errno
 import os
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
+from flplatform.client import spool as module
 from flplatform.client.spool import Spool, SpooledResult
 from flplatform.client.state import current_state
 from flplatform.core.errors import AlreadyExistsError, DataLossError, NotFoundError
@@ -235,3 +238,15 @@ def test_a_kill_anywhere_leaves_it_whole_or_done(tmp_path, kill_at, operation):
             "drop_run": {(task, "old"), ("old",)},
         }[operation]
     )
+
+
+@pytest.mark.parametrize("fails", ["write_atomic", "_fsync_tree", "fsync_dir"])
+def test_committing_goes_on_where_the_disk_refused(tmp_path, monkeypatch, fails):
+    spool, work = Spool(tmp_path / "spool"), make_work(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, fails, Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            spool.commit(result(), work)
+    spool.commit(result(), work)
+    assert not work.exists()
+    assert spool.entries() == [result()]

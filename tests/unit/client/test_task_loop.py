@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from flplatform.core.errors import (
 from flplatform.core.messages import ModelRef, TaskFailure, TaskId
 from flplatform.files.digest import digest_of_file
 from flplatform.files.modelfile import load_copy, save
+from flplatform.files.shortage import explaining_shortage
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.server.wire import make_wire
 from flplatform.store.blobs import FileBlobStore
@@ -102,7 +104,8 @@ class FakeSession:
 
     async def persist(self, what, step):
         for _ in range(5):
-            with contextlib.suppress(UnavailableError, ResourceExhaustedError):
+            again = contextlib.suppress(UnavailableError, ResourceExhaustedError)
+            with again, explaining_shortage():
                 return await step()
             await asyncio.sleep(0)
         raise AssertionError(what)
@@ -202,8 +205,13 @@ class World:
 
     @contextlib.asynccontextmanager
     async def loop(self):
+        self.accepted = asyncio.Event()
         runs = SimpleNamespace(
-            get=self.runs.get, numbers=lambda: sorted(self.runs), needed_blobs=set, end=self._end
+            get=self.runs.get,
+            numbers=lambda: sorted(self.runs),
+            needed_blobs=set,
+            end=self._end,
+            accepted=self.accepted,
         )
         self.spool = Spool(self.folder / "spool")
         self.tasks = TaskLoop(
@@ -882,6 +890,70 @@ def test_cancelled_while_it_is_spooled(world, monkeypatch):
     play(go())
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_state_that_cannot_be_settled_is_settled_before_the_next_task(world, monkeypatch, number):
+    """Else the next task would be trained from the state before, without a word."""
+    real, refusals = Spool.settle, [OSError(number, os.strerror(number))] * 2
+
+    def settle(self, task_id, state):
+        assert str(task_id) == NEXT or f"begin {NEXT}" not in world.session.calls
+        if refusals:
+            raise refusals.pop()
+        real(self, task_id, state)
+
+    async def go():
+        monkeypatch.setattr(Spool, "settle", settle)
+        async with world.loop() as session:
+            session.offer(TRAIN)
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            session.offer(NEXT)
+            await session.until(lambda: f"took {NEXT}" in session.calls)
+            await world.idle()
+        assert not refusals
+        assert (current_state(world.runs[7].state) / "counter").read_text() == NEXT
+
+    play(go())
+
+
+@pytest.mark.parametrize("step", ["prepare", "commit"])
+def test_a_result_that_cannot_be_spooled_now_is_spooled_later(world, monkeypatch, step):
+    """What was trained is not trained again, and its filters do not run on their own output."""
+
+    def refuse(*args):
+        if refusals:
+            raise refusals.pop()
+        return real(*args)
+
+    where = module if step == "prepare" else Spool
+    real, refusals = getattr(where, step), [OSError(errno.ENOSPC, "full")] * 2
+
+    async def go():
+        monkeypatch.setattr(where, step, refuse)
+        async with world.loop() as session:
+            session.offer(TRAIN)
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            await world.idle()
+            assert session.calls.count(f"begin {TRAIN}") == 1
+            assert session.submitted[0].HasField("result")
+        assert not refusals
+
+    play(go())
+
+
+def test_a_run_that_is_taken_on_is_asked_about_at_once(world):
+    """It may have been ended while the site took it on: the call that waits does not name it."""
+
+    async def go():
+        async with world.loop() as session:
+            await session.until(lambda: len(session.asked) == 1)
+            world.runs[9] = FakeRun(session, world.folder / "new", 9)
+            world.accepted.set()
+            await session.until(lambda: len(session.asked) == 2)
+            assert list(session.asked[1].runs) == [7, 8, 9]
+
+    play(go())
+
+
 # ---- downloads
 
 
@@ -908,12 +980,12 @@ def test_downloads_of_one_blob_never_overlap(world):
             first_gate, second_gate = asyncio.Event(), asyncio.Event()
             session.uploads[blob.digest] = [first_gate, second_gate]
             first, second = (asyncio.create_task(world.tasks.fetch(ref)) for _ in range(2))
+            await session.until(lambda: len(session.calls) == 1)
             await settle()
             first.cancel()
-            await settle()
             third = asyncio.create_task(world.tasks.fetch(ref))
+            await session.until(lambda: len(session.calls) == 2)
             await settle()
-            assert len(session.calls) == 2
             second_gate.set()
             assert await second == await third
             assert len(session.calls) == 2

@@ -1,0 +1,27 @@
+"""Work in threads that nobody may get ahead of."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do work in a thread, as `asyncio.to_thread` does, but to its end.
+
+    A caller who is cancelled goes on only after it, so that nothing that he cleans up is still
+    being written.
+    """
+    future = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        if error := future.exception():
+            log.warning("not finished before it was cancelled: %s", error)
+        raise

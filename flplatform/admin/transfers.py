@@ -38,6 +38,10 @@ class PortBlobs:
         """Return whether the federation has a blob."""
         return self._blobs.has(digest)
 
+    def has_whole(self, digest: str) -> bool:
+        """Return whether the federation has a blob, undamaged."""
+        return self._blobs.has_whole(digest)
+
     def create(self, fill: Callable[[Path], None]) -> ModelRef:
         """Make a blob of the federation's."""
         return self._blobs.create(fill)
@@ -56,8 +60,19 @@ class PortBlobs:
         Raises:
             NotFoundError: no such blob.
         """
-        staged = None if self._blobs.has(digest) else self._user_files.path(digest)
-        return staged or self._blobs.path(digest)
+        return self._staged(digest) or self._blobs.path(digest)
+
+    def checked(self, digest: str) -> Path:
+        """Return the file of a blob, undamaged, from where `path` has it.
+
+        Raises:
+            NotFoundError: no such blob.
+            DataLossError: it is damaged.
+        """
+        return self._staged(digest) or self._blobs.checked(digest)
+
+    def _staged(self, digest: str) -> Path | None:
+        return None if self._blobs.has(digest) else self._user_files.path(digest)
 
     def receive(
         self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None = None

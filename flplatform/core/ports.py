@@ -27,7 +27,12 @@ class StateStore(Protocol):
 
     Constraints: (stream, seq) is unique and gapless; an append is all or nothing and durable
     before its future resolves; appends of one caller keep their order.
+
+    Attributes:
+        trouble: why appends have to wait now, as a database that is away; "" if they need not.
     """
+
+    trouble: str
 
     def append(self, rows: Sequence[Row]) -> "Future[None]":
         """Append rows (of any streams) in one transaction.
@@ -83,11 +88,24 @@ class BlobStore(Protocol):
     def has(self, digest: str) -> bool:
         """Return whether the blob is here."""
 
+    def has_whole(self, digest: str) -> bool:
+        """Return whether the blob is here and `checked`; a damaged one is deleted."""
+
     def path(self, digest: str) -> Path:
         """Return the file of a blob.
 
         Raises:
             NotFoundError: no such blob.
+        """
+
+    def checked(self, digest: str) -> Path:
+        """Return the file of a blob whose bytes this process has written or read through.
+
+        The first time it blocks for as long as reading takes.
+
+        Raises:
+            NotFoundError: no such blob.
+            DataLossError: its bytes are not what they were.
         """
 
     def receive(

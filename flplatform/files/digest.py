@@ -5,6 +5,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from flplatform.core.errors import DataLossError
+
 STEP_BYTES = 4 << 20
 
 
@@ -38,3 +40,18 @@ def digest_of_file(path: Path) -> tuple[str, int]:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
         return digest.text(), os.fstat(file.fileno()).st_size
+
+
+def demand_digest(path: Path, digest: str) -> None:
+    """Refuse a file that is not the blob it is named for.
+
+    Raises:
+        DataLossError: its bytes have another digest.
+        OSError: it cannot be read.
+    """
+    found, size = digest_of_file(path)
+    if found != digest:
+        raise DataLossError(
+            f"{path} has {size} bytes with digest {found}, not {digest}",
+            hint="fl_state verify --deep finds all that is damaged; restore it from a backup",
+        )

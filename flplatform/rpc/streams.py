@@ -193,7 +193,8 @@ class BlobService:
         check_digest(wanted.digest)
         self._release(caller(), wanted.digest)
         async with self._slots.take(caller().identity.name):
-            path = self._blobs.path(wanted.digest)
+            looking = self._workers.submit(self._blobs.checked, wanted.digest)
+            path = await asyncio.wrap_future(looking)
             handle = await self._open(os.close, os.open, path, os.O_RDONLY)
             ahead: Future[bytes] | None = None
             try:

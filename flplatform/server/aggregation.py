@@ -35,8 +35,8 @@ TILES_BETWEEN_DROPS = 16
 class ModelFiles(Protocol):
     """Where models are read and made; see `ports.BlobStore`."""
 
-    def path(self, digest: str) -> Path:
-        """Return the file of a blob."""
+    def checked(self, digest: str) -> Path:
+        """Return the file of a blob whose bytes are what they were."""
 
     def create(self, fill: Callable[[Path], None]) -> ModelRef:
         """Make a blob from a file that `fill` writes at the path it is given."""
@@ -115,22 +115,23 @@ def aggregate_round(
 
     Raises:
         NotFoundError: a blob is missing.
+        DataLossError: a blob is damaged.
         ModelFormatError: an update has a tensor that the base model does not have like this.
         ResourceExhaustedError: the disk is full.
         FLError: what the aggregator refuses.
     """
-    base_model = _MappedModel(blobs.path(base.digest))
+    base_model = _MappedModel(blobs.checked(base.digest))
     models = [base_model]
     contributions = []
     for site, ref, weight in closed:
-        model = _MappedModel(blobs.path(ref.digest))
+        model = _MappedModel(blobs.checked(ref.digest))
         base_model.manifest.check_part(model.manifest, f"update of {site}")
         models.append(model)
         contributions.append(Contribution(site, weight, model.arrays))
     ordered = in_order(contributions)
     old_state = None
     if state is not None:
-        old = _MappedModel(blobs.path(state.digest))
+        old = _MappedModel(blobs.checked(state.digest))
         recipe.state_manifest(base_model.manifest).check_same(old.manifest, "optimizer state")
         old_state = old.arrays
     parts = ranges(base_model.manifest, PARTS)

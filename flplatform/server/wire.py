@@ -67,10 +67,10 @@ def undo(
     expected = PartOf(manifest) if job.partial_updates else manifest
     base = None
     if job.updates == "full" and task.model is not None:
-        base = load(blobs.path(task.model.digest))
+        base = load(blobs.checked(task.model.digest))
     base_codec, _ = split_codec(task.wire_codec)
     try:
-        source = blobs.path(wire.digest)
+        source = blobs.checked(wire.digest)
     except NotFoundError:
         raise UnavailableError(f"{wire.digest} is gone", hint="send it again") from None
 
@@ -110,12 +110,12 @@ def make_wire(blobs: BlobStore, model: ModelRef, name: str) -> ModelRef:
         ResourceExhaustedError: the disk is full.
     """
     codec, packed = split_codec(name)
-    arrays = load(blobs.path(model.digest))
+    arrays = load(blobs.checked(model.digest))
     manifest = Manifest.of(arrays)
 
     def fill(target: Path) -> None:
         if codec == "none":
-            compress(blobs.path(model.digest), target)
+            compress(blobs.checked(model.digest), target)
         else:
             wire = wire_manifest(codec, manifest)
             write_wire(

@@ -4,26 +4,28 @@ What is being received lies in `<root>/incoming`, in a file named by transfer an
 is in there after a crash is the part of that blob to go on from, once it has been checked again.
 """
 
-import errno
+import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 
 from flplatform.core.errors import (
+    DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
+    UnavailableError,
 )
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Manifest, PartOf, check_digest
-from flplatform.files.digest import STEP_BYTES, Digest, digest_of_file
+from flplatform.files.digest import STEP_BYTES, Digest, demand_digest, digest_of_file
 from flplatform.files.durable import (
     PRIVATE_FILE,
     fsync_dir,
@@ -33,7 +35,10 @@ from flplatform.files.durable import (
     temporary_beside,
 )
 from flplatform.files.modelfile import check_file, model_check
+from flplatform.files.shortage import explaining_shortage
 from flplatform.files.writing import set_aside, start_writing
+
+log = logging.getLogger(__name__)
 
 READ_ONLY = 0o444
 KEEP_PARTS_S = 86_400.0
@@ -63,6 +68,7 @@ class FileBlobStore:
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
         self._active: dict[str, _FileWriter] = {}
+        self._checked: set[str] = set()
         self._collected = time.monotonic()
         remove_temporaries(root)
         self.collect()
@@ -91,6 +97,18 @@ class FileBlobStore:
         """
         return self._file(digest).exists()
 
+    def has_whole(self, digest: str) -> bool:
+        """Return whether the blob is here and `checked`; a damaged one makes room for another."""
+        try:
+            self.checked(digest)
+        except NotFoundError:
+            return False
+        except DataLossError as error:
+            log.error("it is dropped and wanted again: %s", error)
+            self.delete(digest)
+            return False
+        return True
+
     def path(self, digest: str) -> Path:
         """Return the file of a blob.
 
@@ -103,12 +121,31 @@ class FileBlobStore:
             raise NotFoundError(f"there is no blob {digest}")
         return path
 
+    def checked(self, digest: str) -> Path:
+        """Return the file of a blob whose bytes this process has written or read through.
+
+        Raises:
+            NotFoundError: no such blob.
+            DataLossError: its bytes are not what they were, or cannot be read.
+            ResourceExhaustedError: no descriptor is left.
+            ModelFormatError: `digest` is not one.
+        """
+        path = self.path(digest)
+        if digest not in self._checked:
+            try:
+                with explaining_shortage():
+                    demand_digest(path, digest)
+            except OSError as error:
+                raise DataLossError(f"{path} cannot be read: {error}") from error
+            self._checked.add(digest)
+        return path
+
     def receive(
         self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None = None
     ) -> "_FileWriter":
         """Start or resume receiving a blob; see `ports.BlobStore`.
 
-        Of a blob that is here already no byte is wanted again, but `manifest` is held against it.
+        Of a blob that is here and whole no byte is wanted again, but `manifest` is held against it.
 
         Raises:
             InvalidArgumentError: the size cannot be that of this blob.
@@ -122,7 +159,7 @@ class FileBlobStore:
             raise InvalidArgumentError(f"{blob.size} is not a size in bytes", field="blob.size")
         if manifest is not None:
             model_check(manifest, blob.size)
-        if self.has(blob.digest):
+        if self.has_whole(blob.digest):
             return self._received_before(transfer_id, blob, manifest)
         prefix = _prefix(transfer_id)
         part = self._incoming / f"{prefix}.{self._file(blob.digest).name}.part"
@@ -141,7 +178,7 @@ class FileBlobStore:
             self._check_space(blob, part)
             self._active[transfer_id] = writer
         try:
-            with _explaining_full_disk():
+            with explaining_shortage():
                 writer.open()
         except BaseException:
             writer.suspend()
@@ -158,7 +195,7 @@ class FileBlobStore:
         """
         temporary = temporary_beside(self._root / "blob")
         try:
-            with _explaining_full_disk():
+            with explaining_shortage():
                 fill(temporary)
                 digest, size = digest_of_file(temporary)
                 with temporary.open("rb") as file:
@@ -171,6 +208,7 @@ class FileBlobStore:
 
     def delete(self, digest: str) -> None:
         """Remove a blob, if it is here; mappings of it stay valid."""
+        self._checked.discard(digest)
         self._file(digest).unlink(missing_ok=True)
 
     def digests(self) -> list[str]:
@@ -210,6 +248,7 @@ class FileBlobStore:
         """Give a whole and durable file its final name; it is the same if it has been there."""
         path = self._file(digest)
         os.replace(temporary, path)
+        self._checked.add(digest)
         fsync_dir(path.parent)
 
     def _release(self, writer: "_FileWriter") -> None:
@@ -243,6 +282,7 @@ class _FileWriter:
             blob.size if part is None else 0
         )  # up to which offset the disk has room for certain
         self._can_set_aside = True
+        self._kept = 0  # bytes that an earlier process or connection has left
         self._started = 0  # up to which offset bytes are on their way to the disk
         self._offset = 0 if part is not None else blob.size
         self._start_anew()
@@ -266,7 +306,11 @@ class _FileWriter:
         """Open the part file and check again what it holds; what is no good is dropped."""
         assert self.part is not None
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        handle = os.open(self.part, flags, PRIVATE_FILE)
+        try:
+            handle = os.open(self.part, flags, PRIVATE_FILE)
+        except PermissionError:  # it was whole already, and a kill kept it from its name
+            os.chmod(self.part, PRIVATE_FILE)
+            handle = os.open(self.part, flags, PRIVATE_FILE)
         self._file = FileIO(handle, "r+b")
         try:
             while chunk := self._file.read(STEP_BYTES):
@@ -277,6 +321,7 @@ class _FileWriter:
             self._file.seek(0)
             self._offset = 0
             self._start_anew()
+        self._kept = self._offset
 
     def write(self, chunk: bytes) -> None:
         """Add bytes in order; see `ports.BlobWriter`.
@@ -289,7 +334,7 @@ class _FileWriter:
         """
         try:
             self._check(chunk)
-            with _explaining_full_disk():
+            with explaining_shortage():
                 self._make_room(len(chunk))
                 rest = memoryview(chunk)
                 while rest:
@@ -308,6 +353,7 @@ class _FileWriter:
 
         Raises:
             InvalidArgumentError: length or digest differ from what was declared; discarded.
+            UnavailableError: they do, but it may be what was kept that is damaged; discarded.
             ResourceExhaustedError: the disk is full; discarded.
             FailedPreconditionError: the writer is over, without the blob.
         """
@@ -319,6 +365,11 @@ class _FileWriter:
                 raise InvalidArgumentError(
                     f"{self._offset} of {self._blob.size} bytes arrived", field="blob.size"
                 )
+            if self._kept and self._digest.text() != self._blob.digest:
+                raise UnavailableError(
+                    "what was kept of an interrupted transfer is not what came then",
+                    hint="send it again, from its beginning",
+                )
             if self._digest.text() != self._blob.digest:
                 raise InvalidArgumentError(
                     f"the bytes have digest {self._digest.text()}, declared was "
@@ -327,7 +378,7 @@ class _FileWriter:
                 )
             if self._model is not None:
                 self._model.end()
-            with _explaining_full_disk():
+            with explaining_shortage():
                 os.fchmod(file.fileno(), READ_ONLY)
                 sync(file.fileno(), data_only=True)
                 self._store._publish(self.part, self._blob.digest)
@@ -390,15 +441,3 @@ class _FileWriter:
 
 def _prefix(transfer_id: str) -> str:
     return sha256(transfer_id.encode()).hexdigest()
-
-
-@contextmanager
-def _explaining_full_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceExhaustedError(
-                "the disk is full", rule="disk", hint="free some disk space at the receiver"
-            ) from error
-        raise

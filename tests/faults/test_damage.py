@@ -148,15 +148,9 @@ def test_a_run_that_cannot_be_resumed_is_named(faulty, file):
     federation.check(run, status="failed")
 
 
-UNCHECKED = pytest.mark.xfail(
-    reason="server.aggregation maps blobs without holding them against their digests: a byte that "
-    "has changed on the disk goes into the model, and only fl_state verify --deep finds it",
-)
-
-
 @pytest.mark.faults_long
 @pytest.mark.parametrize("what", ["update", "model"])
-@pytest.mark.parametrize("damage", [pytest.param(flip, marks=UNCHECKED), Path.unlink])
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
 def test_a_damaged_blob_of_the_server_never_counts(faulty, what, damage):
     """It is found before anything is computed of it: the run waits, or ends and names it."""
     federation = faulty("site-1", "site-2")
@@ -177,10 +171,6 @@ def test_a_damaged_blob_of_the_server_never_counts(faulty, what, damage):
 
 
 @pytest.mark.faults_long
-@pytest.mark.xfail(
-    reason="client.task_loop takes a cached blob for what its name says: a byte that has changed "
-    "on the disk goes into what the site trains, without a word",
-)
 def test_a_damaged_model_of_a_site_is_fetched_again(faulty):
     federation = faulty("site-1", "site-2")
     federation.start_all()

@@ -21,7 +21,7 @@ from typing import Literal
 from flplatform import __version__
 from flplatform.core.errors import AlreadyExistsError, DataLossError, InvalidArgumentError
 from flplatform.core.strict import Strict
-from flplatform.files.digest import digest_of_file
+from flplatform.files.digest import demand_digest, digest_of_file
 from flplatform.files.durable import (
     PRIVATE_FILE,
     fsync_dir,
@@ -38,7 +38,6 @@ from flplatform.server.upkeep.place import (
     LOG,
     READY,
     Place,
-    demand_digest,
     history_of,
     needs_of,
 )

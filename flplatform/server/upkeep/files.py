@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flplatform.core.errors import DataLossError, FLError, ModelFormatError
+from flplatform.files.digest import demand_digest
 from flplatform.files.modelfile import read_layout
 from flplatform.security.audit import Head, KitSeal, verify
 from flplatform.server.upkeep.findings import RESTORE, Finding, note
-from flplatform.server.upkeep.place import AUDIT, BLOBS, BlobFolder, Need, Place, demand_digest
+from flplatform.server.upkeep.place import AUDIT, BLOBS, BlobFolder, Need, Place
 
 BLOB_MISSING = "blob is there"
 BLOB_SIZE = "I5 blob size"
@@ -126,7 +127,7 @@ def _check_rights(
         if mode & ~_PUBLIC_IN_PRIVATE:
             text = f"mode {mode:04o}, a blob is never written again"
             yield Finding(name, RIGHTS, text, f"run: chmod 444 {path}")
-    elif mode & 0o077:
+    elif mode & 0o077 and not (path.suffix == ".part" and mode == _PUBLIC_IN_PRIVATE):
         right = "700" if stat.S_ISDIR(status.st_mode) else "600"
         yield Finding(name, RIGHTS, f"mode {mode:04o} lets others in", f"run: chmod {right} {path}")
     if status.st_uid not in (os.geteuid(), 0):

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from flplatform.core import events as ev
-from flplatform.core.errors import DataLossError, NotFoundError
+from flplatform.core.errors import NotFoundError
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import check_digest
 from flplatform.core.ports import Row
@@ -205,6 +205,14 @@ class ScratchBlobs(BlobFolder):
         super().__init__(root)
         self._scratch = scratch
 
+    def checked(self, digest: str) -> Path:
+        """Return the file of a blob, unchecked: what is made of it tells whether it is damaged.
+
+        Raises:
+            NotFoundError: no such blob.
+        """
+        return self.path(digest)
+
     def create(self, fill: Callable[[Path], None]) -> ModelRef:
         """Return digest and size of what `fill` writes; nothing is kept."""
         path = temporary_beside(self._scratch / "model")
@@ -213,18 +221,6 @@ class ScratchBlobs(BlobFolder):
             return ModelRef(*digest_of_file(path))
         finally:
             path.unlink(missing_ok=True)
-
-
-def demand_digest(path: Path, digest: str) -> None:
-    """Refuse a file that is not the blob it is named for.
-
-    Raises:
-        DataLossError: its bytes have another digest.
-        OSError: it cannot be read.
-    """
-    found, size = digest_of_file(path)
-    if found != digest:
-        raise DataLossError(f"{path} has {size} bytes with digest {found}, not {digest}")
 
 
 def pool() -> ThreadPoolExecutor:

@@ -9,9 +9,10 @@ from typing import Literal
 from flplatform.core import events as ev
 from flplatform.core.errors import DataLossError, FLError, NotFoundError
 from flplatform.core.messages import ModelRef
+from flplatform.files.digest import demand_digest
 from flplatform.server.aggregation import aggregate_closed
 from flplatform.server.upkeep.history import RunHistory
-from flplatform.server.upkeep.place import Place, ScratchBlobs, demand_digest, pool
+from flplatform.server.upkeep.place import Place, ScratchBlobs, pool
 
 Outcome = Literal["same", "differs", "freed", "waiting", "error"]
 

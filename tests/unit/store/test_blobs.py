@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flplatform.core.errors import ResourceExhaustedError
+from flplatform.core.errors import (
+    DataLossError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Manifest
 from flplatform.files.digest import digest_of
@@ -23,6 +29,7 @@ from flplatform.store import blobs
 from flplatform.store.blobs import FileBlobStore
 from tests.support.models import model_bytes, small_model
 
+ROOT = Path(__file__).parents[3]
 DATA = os.urandom(50_000)
 REF = ModelRef(digest_of(DATA), len(DATA))
 NAME = REF.digest.removeprefix("blake3:")
@@ -342,3 +349,105 @@ def test_room_is_set_aside_in_steps_and_given_back(
         assert writer.promised_bytes <= len(data) - writer.offset
     writer.commit()
     assert store.path(ref.digest).read_bytes() == data
+
+
+def test_a_kept_part_that_is_damaged_starts_anew_instead_of_blaming_the_sender(
+    tmp_path: Path,
+) -> None:
+    store = FileBlobStore(tmp_path)
+    part_of(tmp_path, "t").write_bytes(bytes(1000))  # what a power cut may leave of a part
+    writer = store.receive("t", REF)
+    assert writer.offset == 1000
+    writer.write(DATA[1000:])
+    with pytest.raises(UnavailableError, match="interrupted transfer"):
+        writer.commit()
+    again = store.receive("t", REF)
+    assert again.offset == 0
+    again.write(DATA)
+    again.commit()
+    assert store.path(REF.digest).read_bytes() == DATA
+
+
+AS_OWNER = """
+import os, sys
+from pathlib import Path
+from flplatform.core.messages import ModelRef
+from flplatform.store.blobs import FileBlobStore
+
+root, data = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
+if os.geteuid() == 0:  # who may open everything
+    os.setegid(65534)
+    os.seteuid(65534)
+writer = FileBlobStore(root).receive("t", ModelRef(sys.argv[3], len(data)))
+assert writer.offset == len(data), writer.offset
+writer.commit()
+"""
+
+
+def test_a_part_that_was_read_only_already_is_gone_on_with_by_its_owner(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        source, root = Path(folder) / "source", Path(folder) / "blobs"
+        source.write_bytes(DATA)
+        part = part_of(root, "t")
+        part.parent.mkdir(parents=True)
+        part.write_bytes(DATA)
+        part.chmod(0o444)  # killed between that and the rename
+        Path(folder).chmod(0o755)
+        if os.geteuid() == 0:
+            for path in (root, root / "incoming", part):
+                os.chown(path, 65534, 65534)
+        subprocess.run(
+            [sys.executable, "-c", AS_OWNER, root, source, REF.digest], check=True, cwd=ROOT
+        )
+        assert (root / NAME).read_bytes() == DATA
+        assert stat.S_IMODE((root / NAME).stat().st_mode) == 0o444
+
+
+def damaged(root: Path) -> FileBlobStore:
+    """Return a store that finds a blob on its disk that is not what it was."""
+    FileBlobStore(root).create(lambda path: path.write_bytes(DATA) and None)
+    path = root / NAME
+    path.chmod(0o600)
+    path.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    return FileBlobStore(root)
+
+
+def test_a_damaged_blob_is_named(tmp_path: Path) -> None:
+    store = damaged(tmp_path)
+    with pytest.raises(DataLossError, match=NAME):
+        store.checked(REF.digest)
+    assert store.has(REF.digest)  # it is there to be looked at
+
+
+def test_a_damaged_blob_makes_room_for_another(tmp_path: Path) -> None:
+    store = damaged(tmp_path)
+    assert not store.has_whole(REF.digest)
+    assert not store.has(REF.digest)
+    writer = store.receive("t", REF)
+    assert writer.offset == 0
+    writer.write(DATA)
+    writer.commit()
+    assert store.has_whole(REF.digest)
+
+
+def test_a_damaged_blob_is_received_again(tmp_path: Path) -> None:
+    writer = damaged(tmp_path).receive("t", REF)
+    assert writer.missing_bytes == len(DATA)
+
+
+def test_a_blob_is_read_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FileBlobStore(tmp_path).create(lambda path: path.write_bytes(DATA) and None)
+    read = []
+    real = blobs.demand_digest
+    monkeypatch.setattr(
+        blobs, "demand_digest", lambda path, digest: (read.append(path), real(path, digest))[1]
+    )
+    store = FileBlobStore(tmp_path)
+    made = store.create(lambda path: path.write_bytes(b"written by this process") and None)
+    for _ in range(2):
+        assert store.checked(REF.digest) == tmp_path / NAME
+        assert store.checked(made.digest)
+    assert read == [tmp_path / NAME]
+    store.delete(REF.digest)
+    with pytest.raises(NotFoundError):
+        store.checked(REF.digest)

@@ -102,10 +102,15 @@ class Stage:
     def _training(self) -> None:
         federation = self.federation
         federation.steps_job(min_clients=len(GOOD))
-        self.act(f"hold {GOOD[1]} 1")
+        first, second = GOOD
+        self.act(f"hold {first} 1")
+        self.act(f"hold {second} 1")
         answer = federation.ask(f"submit_job steps --sites {','.join(GOOD)}")
         assert answer["ok"], answer
-        federation.wait_event(1, ev.UpdateAccepted, site=GOOD[0])
+        began = f"{second} began: train"  # told before the other's update, whoever is faster
+        federation.wait_for(lambda: began in str(federation.ask("why 1")), began)
+        self.act(f"release {first} 1")
+        federation.wait_event(1, ev.UpdateAccepted, site=first)
 
     def _finished(self) -> None:
         self.act(f"release {GOOD[1]} 1")

@@ -217,11 +217,7 @@ class TaskLoop:
         return await self._submit(outcome)
 
     async def _produce(self, run: SiteRun, task: Task) -> SpooledResult | TaskFailure:
-        if run.plan.purpose == "validate" and not task.id.owner:
-            raise PermissionDeniedError(
-                f"run {run.run} was started for validation: it takes no {task.id.kind} task",
-                rule="signed purpose",
-            )
+        _demand_signed(run, task)
         model = None
         if task.model:
             run.enter("downloading")
@@ -373,6 +369,30 @@ class TaskLoop:
             )
         except FLError as error:
             log.info("failure of %s: %s", task_id, error)
+
+
+def _demand_signed(run: SiteRun, task: Task) -> None:
+    """Refuse what the signed start and the signed job do not say.
+
+    Raises:
+        PermissionDeniedError: the server asks for another kind of work, or another form of it.
+    """
+    if run.plan.purpose == "validate" and not task.id.owner:
+        raise PermissionDeniedError(
+            f"run {run.run} was started for validation: it takes no {task.id.kind} task",
+            rule="signed purpose",
+        )
+    job = run.package.job
+    forms = (
+        ("codec", task.codec, (job.codec if task.id.kind == TRAIN else "none",)),
+        ("codec_down", task.wire_codec, ("none", job.codec_down)),
+    )
+    for name, asked, signed in forms:
+        if asked not in signed:
+            raise PermissionDeniedError(
+                f"the server asks for {name} {asked!r}, the job says {signed[-1]!r}",
+                rule="signed job",
+            )
 
 
 async def _cancel(workers: list[asyncio.Task[None]]) -> None:

@@ -142,6 +142,8 @@ class FakeRun:
         self.turn = asyncio.Lock()
         self.run = number
         self.plan = SimpleNamespace(purpose="train")
+        self.job = SimpleNamespace(codec="none", codec_down="none")
+        self.package = SimpleNamespace(job=self.job)
         self.last_model = None
         self.troubles = Troubles()
         self.does: dict[str, list[object]] = {}
@@ -787,6 +789,7 @@ def test_a_model_is_downloaded_as_the_task_says(world, name):
 
     world.runs[7].does[TRAIN] = [look]
     world.runs[7].does[NEXT] = [look]
+    world.runs[7].job.codec_down = name
     tasks = [pb.Task(id=each, model=model, wire=wire, wire_codec=name) for each in (TRAIN, NEXT)]
     results = sent(world, *tasks)
     assert bases == [[1.0] * 4] * 2
@@ -803,6 +806,7 @@ def test_an_update_is_sent_as_the_task_says(world, monkeypatch):
         await channel.send(transfer_id, path, blob)
 
     monkeypatch.setattr(module, "send_blob", send)
+    world.runs[7].job.codec = "bf16"
     sent(world, pb.Task(id=TRAIN, model=world.model(1.0), codec="bf16"))
     assert [list(arrays) for arrays in kept] == [["h/w"]]
     np.testing.assert_array_equal(kept[0]["h/w"].astype("f4"), 2)  # trained is 3, received was 1
@@ -810,8 +814,26 @@ def test_an_update_is_sent_as_the_task_says(world, monkeypatch):
 
 def test_a_change_that_the_codec_cannot_say_is_a_failure(world):
     world.runs[7].does[TRAIN] = [{"w": np.full(4, 1e6, np.float32)}]
+    world.runs[7].job.codec = "fp16"
     error = fails(world, pb.Task(id=TRAIN, model=world.model(1.0), codec="fp16")).error
     assert "model['w']: codec fp16: a value is beyond float16; choose codec" in error
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"id": TRAIN, "codec": "none"}, "codec"),  # exact, where less was signed
+        ({"id": TRAIN, "codec": "fp16"}, "codec"),
+        ({"id": VALIDATE, "codec": "int8"}, "codec"),
+        ({"id": TRAIN, "codec": "int8", "wire_codec": "zstd"}, "codec_down"),
+    ],
+)
+def test_a_form_that_was_not_signed_is_refused(world, asked, field):
+    world.runs[7].job.codec = "int8"
+    world.runs[7].job.codec_down = "bf16"
+    error = fails(world, pb.Task(model=world.model(1.0), **asked)).error
+    assert error.startswith(f"the server asks for {field} ")
+    assert "download" not in " ".join(world.session.calls)
 
 
 def test_without_filters_the_bytes_stay(world, keep):

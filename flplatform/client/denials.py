@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from flplatform.core.errors import FLError
-from flplatform.core.strict import Strict, parse_json
+from flplatform.core.strict import FromNewer, Strict, parse_json
 from flplatform.files.durable import write_atomic
 from flplatform.security.denials import Denial, Denials, decode, open_denial, read_denial
 from flplatform.security.identity import TrustStore
@@ -29,7 +29,7 @@ MAX_ORDERS = 2000
 """Most denials that one request may carry."""
 
 
-class DenialsBody(Strict):
+class DenialsBody(FromNewer):
     """What the server carries: signed orders, base64."""
 
     orders: Annotated[tuple[str, ...], Field(max_length=MAX_ORDERS)]

@@ -19,7 +19,7 @@ from flplatform.client.run_log import Entry, mark, tail
 from flplatform.client.verbs import Asked, Body, SiteVerb, Submitter
 from flplatform.core.errors import FLError, NotFoundError, ResourceExhaustedError
 from flplatform.core.logs import MAX_FOLLOW_S, LogsWanted, earliest, stamp
-from flplatform.core.strict import Strict, parse_json
+from flplatform.core.strict import FromNewer, parse_json
 from flplatform.security.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ KEEP_ALIVE_S = 4.0
 whether anybody listens."""
 
 
-class LogsBody(Strict):
+class LogsBody(FromNewer):
     """What the server adds to a signed `logs`."""
 
     subscription: str = Field("", pattern=r"^([0-9a-f]{32})?$")

@@ -11,7 +11,7 @@ from flplatform.client.policy_file import PolicyFile
 from flplatform.client.verbs import Asked, Body, SiteVerb, targets
 from flplatform.core.config import Isolation, Name, PersonName, Role
 from flplatform.core.errors import InvalidArgumentError
-from flplatform.core.strict import Strict, parse_json
+from flplatform.core.strict import FromNewer, parse_json
 from flplatform.files.inventory import resources, versions
 from flplatform.security.audit import Seal, verify
 from flplatform.security.audit_query import AuditQuestion, answer
@@ -20,7 +20,7 @@ from flplatform.security.identity import Identity
 from flplatform.security.kit import Kit
 
 
-class CanBody(Strict):
+class CanBody(FromNewer):
     """Whose right the server asks about; a hypothetical actor, believed because nothing follows."""
 
     name: PersonName

@@ -24,7 +24,7 @@ from flplatform.core.errors import (
     UnauthenticatedError,
 )
 from flplatform.core.ports import AuditSink
-from flplatform.core.strict import Strict, parse_json
+from flplatform.core.strict import FromNewer, parse_json
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.signing import MAX_SKEW_S, CommandOrder, Signed, StartOrder, open_order
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 MAX_REMEMBERED = 1000
 
 
-class StartBody(Strict):
+class StartBody(FromNewer):
     """What the server adds to a signed start: the run's number, and where the package is."""
 
     run: Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -42,7 +42,7 @@ class StartBody(Strict):
     size: Annotated[int, Field(ge=1)]
 
 
-class PreflightBody(Strict):
+class PreflightBody(FromNewer):
     """What a signed preflight asks about."""
 
     job: str

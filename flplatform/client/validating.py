@@ -7,10 +7,10 @@ from flplatform.client.policy import Policy
 from flplatform.client.verbs import Asked, Body, SiteVerb, everyone, own
 from flplatform.core.config import Name, Role
 from flplatform.core.errors import PermissionDeniedError
-from flplatform.core.strict import Strict, parse_json
+from flplatform.core.strict import FromNewer, parse_json
 
 
-class ValidationBody(Strict):
+class ValidationBody(FromNewer):
     """What the server says of the run whose models are to be validated; unsigned."""
 
     has_code: bool

@@ -10,13 +10,13 @@ from pydantic import Field
 
 from flplatform.client.troubles import Troubles
 from flplatform.client.verbs import Asked, Body, SiteVerb, everyone
-from flplatform.core.strict import Strict, parse_json
+from flplatform.core.strict import FromNewer, parse_json
 
 Report = tuple[int, int, str, float, str]
 """Run, round, phase, seconds in it, isolation."""
 
 
-class WhyBody(Strict):
+class WhyBody(FromNewer):
     """What the server adds: the run that the question is about, 0 for none."""
 
     run: Annotated[int, Field(ge=0, lt=1 << 31)] = 0

@@ -33,6 +33,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class FromNewer(Strict):
+    """As strict, but a key that only a newer release knows is passed over.
+
+    For what a server adds to requests, unsigned: it decides nothing that a signature must cover.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def _nothing(_: object) -> Problems:
     return ()
 

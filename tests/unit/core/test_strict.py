@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from flplatform.core.errors import ConfigError
-from flplatform.core.strict import MAX_TEXT_BYTES, Strict, key_path, parse_json, parse_yaml
+from flplatform.core.strict import (
+    MAX_TEXT_BYTES,
+    FromNewer,
+    Strict,
+    key_path,
+    parse_json,
+    parse_yaml,
+)
 
 
 class Inner(Strict):
@@ -149,3 +156,13 @@ def test_arbitrary_json_is_parsed_or_refused_by_config_error(value: object) -> N
 def test_arbitrary_text_is_parsed_or_refused_by_config_error(text: str) -> None:
     with contextlib.suppress(ConfigError):
         parse_yaml(Outer, text, "f.yml")
+
+
+def test_what_a_newer_release_adds_is_passed_over_and_nothing_else() -> None:
+    class Body(FromNewer):
+        run: int
+
+    assert parse_json(Body, b'{"run": 3, "new": {"deep": [1]}}', "body").run == 3
+    for text in (b'{"new": 1}', b'{"run": "3"}', b'{"run": 3, "run": 4}', b'{"run": NaN}'):
+        with pytest.raises(ConfigError):
+            parse_json(Body, text, "body")

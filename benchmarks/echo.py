@@ -70,11 +70,10 @@ def measure(sites: int, size: int, rounds: int) -> Echo:
             if done.returncode:
                 raise RuntimeError(f"the echo job failed:\n{done.stdout}\n{done.stderr}")
             resident = _peak_resident(federation.processes["server"].pid)
-            events = _events(federation)
+            events = events_of(federation)
         limit = bare_tls.measure(federation.folder / "kits", names, size, 4)
-    published = [time for kind, time in events if kind == "ModelPublished"]
     opened = [time for kind, time in events if kind == "RoundOpened"]
-    steps = [(b - a).total_seconds() for a, b in zip(published, published[1:], strict=False)]
+    steps = steps_s(events)
     return Echo(
         sites=sites,
         size=size,
@@ -87,6 +86,12 @@ def measure(sites: int, size: int, rounds: int) -> Echo:
         site_own=watch.peaks[names[0]],
         server_resident=resident,
     )
+
+
+def steps_s(events: Sequence[tuple[str, datetime]]) -> list[float]:
+    """Return what each round after the first took, in seconds."""
+    published = [time for kind, time in events if kind == "ModelPublished"]
+    return [(b - a).total_seconds() for a, b in zip(published, published[1:], strict=False)]
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -134,7 +139,8 @@ def write_job(federation: Federation, sites: int, size: int, rounds: int) -> Non
     (job / "job.yml").write_text(yaml.safe_dump(spec))
 
 
-def _events(federation: Federation) -> list[tuple[str, datetime]]:
+def events_of(federation: Federation) -> list[tuple[str, datetime]]:
+    """Return kind and time of the first run's events."""
     path = federation.kit("server") / "state" / "events.db"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         rows = database.execute("SELECT type, time FROM events WHERE stream='run/1' ORDER BY seq")

@@ -6,6 +6,7 @@ one process: heartbeats, one waiting `GetTask`, one waiting `Retrieve` each.
 
 import asyncio
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -151,4 +152,5 @@ async def _main(kits: list[str]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    logging.disable(logging.WARNING)  # thousands of tries while the server is away
     asyncio.run(_main(sys.stdin.read().split()))

@@ -378,7 +378,6 @@ def test_a_start_for_others(people, site, real_runs):
         b"{}",
         BODY | {"run": "3"},
         BODY | {"run": 3.5},
-        BODY | {"more": 1},
         {"run": 3, "size": 10},
         b'{"run": 3, "run": 4, "digest": "x", "size": 1}',
         b"\xff",

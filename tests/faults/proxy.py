@@ -39,12 +39,13 @@ class Proxy:
         port: where it listens.
         weather: may be changed at any time, see `change`.
         made: how many connections were made.
+        passed: how many bytes have been passed on, both ways.
     """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.port = 0
-        self.made = 0
+        self.made = self.passed = 0
         self.weather = Weather()
         self._lost: set[asyncio.StreamWriter] = set()
         self._open: set[asyncio.StreamWriter] = set()
@@ -117,10 +118,12 @@ class Proxy:
             try:
                 up = asyncio.create_task(self._pass(reader, server, True, passed, client))
                 down = asyncio.create_task(self._pass(from_server, client, False, passed, client))
-                await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-                for each in (up, down):
-                    each.cancel()
-                await asyncio.gather(up, down, return_exceptions=True)
+                try:
+                    await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for each in (up, down):
+                        each.cancel()
+                    await asyncio.gather(up, down, return_exceptions=True)
             finally:
                 self._open.discard(server)
                 server.transport.abort()
@@ -156,5 +159,6 @@ class Proxy:
                     part = piece[start : start + 1024] if self.weather.bytes_s else piece
                     writer.write(part)
                     await writer.drain()
+                    self.passed += len(part)
                     if pace := self.weather.bytes_s:
                         await asyncio.sleep(len(part) / pace)

@@ -28,16 +28,29 @@ def test_an_order_beyond_the_skew_is_refused_and_names_both_clocks(faulty):
     federation.tally.recovered()
 
 
+LATER = pytest.mark.faults_long
+BOTH = ("server", "site-1")
+
+
 @pytest.mark.parametrize(
-    "shift", [TWO_DAYS, pytest.param(-TWO_DAYS, marks=pytest.mark.faults_long)]
+    ("shift", "who"),
+    [
+        (TWO_DAYS, BOTH),
+        *(
+            pytest.param(shift, who, marks=LATER)
+            for shift in (TWO_DAYS, -TWO_DAYS)
+            for who in (BOTH, BOTH[:1], BOTH[1:])
+            if (shift, who) != (TWO_DAYS, BOTH)
+        ),
+    ],
 )
-def test_a_jump_of_the_wall_clock_disturbs_no_run(faulty, shift):
+def test_a_jump_of_the_wall_clock_disturbs_no_run(faulty, shift, who):
     federation = faulty("site-1", "site-2", dead_after_s=30.0)
     federation.start_all()
     let_go = federation.hold("site-1", 2)
     run = federation.submit("disturbed", rounds=4, round_deadline_s=300.0)
     federation.wait_event(run, ev.UpdateAccepted, round=2, site="site-2")
-    for name in ("server", "site-1"):
+    for name in who:
         federation.shift_clock(name, shift)
         federation.tally.fault("clock jumps")
     let_go()
@@ -50,7 +63,7 @@ def test_a_jump_of_the_wall_clock_disturbs_no_run(faulty, shift):
         lambda: federation.over(run) or (shift < 0 and "not yet valid" in told()),
         "the end of the run, or what is wrong with the clock",
     )
-    for name in ("server", "site-1"):
+    for name in who:
         federation.shift_clock(name, 0)
     assert federation.wait_event(run, ev.RunEnded).status == "finished"
     assert not [e for e in federation.events(run) if isinstance(e, ev.DeadlineExtended)]

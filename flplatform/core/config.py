@@ -265,7 +265,7 @@ class Environments(Strict):
 class Resources(Strict):
     """`local/resources.yml`: what this host gives; the last three are read by a server only.
 
-    `state_reconnect_s` is how long a lost connection to the database of `state_url` may stay lost.
+    `state_reconnect_s` is how long the database of `state_url` may be away, lost or not yet there.
     `command_modules` names the console modules of installed packages that are loaded; no others.
     """
 

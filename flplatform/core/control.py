@@ -35,7 +35,7 @@ class SiteView:
 
 @dataclass(frozen=True, slots=True)
 class ServerView:
-    """The server itself."""
+    """The server itself; `trouble` says why nothing can be decided now, "" if all is well."""
 
     project: str
     name: str
@@ -46,6 +46,7 @@ class ServerView:
     registered: int
     certificate_days: float
     last_event: str
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

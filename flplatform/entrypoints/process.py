@@ -159,12 +159,15 @@ async def _serve(
         ending.begin(EXIT_STOPPED)  # starting may hang as well
         end(False)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:  # making may wait for a database, and nothing is underway yet
+        signal.signal(number, lambda *_: sys.exit(EXIT_STOPPED))
     private_dir(kit.state_folder())
     ready = kit.state_folder() / READY_FILE
     ready.unlink(missing_ok=True)
     service = make(kit, end)
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
     watch = asyncio.create_task(
         _watch_kit(kit.folder / PROCESS_LOCK, lock, lambda: end_with(EXIT_CONFIG))
     )

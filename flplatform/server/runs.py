@@ -107,6 +107,11 @@ class Runs:
         self.changed: Callable[[], None] = lambda: None
         """Called after every durable event."""
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be decided now, "" if it can; see `ports.StateStore`."""
+        return self._store.trouble
+
     # ---- life ----
 
     def open(self) -> None:

@@ -16,11 +16,13 @@ class Database(Protocol):
         name: what messages call it; never holds a password.
         engine: readers' connections.
         ping_s: how long the writer's connection may lie idle until it is looked after; None: any.
+        remote: whether it may be away and come back; a file does not.
     """
 
     name: str
     engine: Engine
     ping_s: float | None
+    remote: bool
 
     def connect(self) -> Connection:
         """Return a new connection for the writer, to a database that keeps what it acknowledges.

@@ -8,9 +8,10 @@ broken connection sees what became of the transaction that was under way.
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL
@@ -24,11 +25,20 @@ from flplatform.core.errors import (
     UnavailableError,
 )
 
+T = TypeVar("T")
+
 DRIVER = "postgresql+psycopg"
 OLDEST_VERSION = 13
 PING_S = 10.0
 LOCK_TIMEOUT_S = 10.0
 """How long a statement may wait for somebody who works on the tables."""
+STATEMENT_TIMEOUT_S = 12.0
+"""How long PostgreSQL may work on one of the writer's statements until it undoes it itself."""
+SILENCE_S = 15.0
+"""How long the writer hears nothing until it takes a database for lost: one that is frozen keeps
+its connections, and its kernel answers for it. Longer than what PostgreSQL ends by itself."""
+READ_SILENCE_S = 10.0
+"""The same for readers."""
 READERS = 4
 """Readers' connections that are kept open; more are made when they are needed."""
 
@@ -89,6 +99,7 @@ class PostgresDatabase:
     """
 
     ping_s: float | None = PING_S
+    remote = True
 
     def __init__(self, url: URL) -> None:
         self._password = url.password or str(url.query.get("password", ""))
@@ -100,12 +111,12 @@ class PostgresDatabase:
         if "@" in (url.host or ""):  # it is half of the password: it must not be shown
             raise ConfigError("state_url: the host holds an @", hint="write %40 in a password")
         url = url.set(drivername=DRIVER)
-        self._writers = self._engine(url, poolclass=NullPool)
-        self.engine = self._engine(url, pool_size=READERS, pool_pre_ping=True)
+        self._writers = self._engine(url, SILENCE_S, STATEMENT_TIMEOUT_S, poolclass=NullPool)
+        self.engine = self._engine(url, READ_SILENCE_S, 0.0, pool_size=READERS, pool_pre_ping=True)
         self._session: tuple[int, str] | None = None
 
     @staticmethod
-    def _engine(url: URL, **pool: Any) -> Engine:
+    def _engine(url: URL, silence_s: float, statement_timeout_s: float, **pool: Any) -> Engine:
         try:
             engine = create_engine(url, hide_parameters=True, connect_args=_defaults(url), **pool)
         except ImportError as error:  # the driver, or the libpq that it needs
@@ -114,7 +125,18 @@ class PostgresDatabase:
                 f"state_url: PostgreSQL needs psycopg, which cannot be loaded: {what}",
                 hint="pip install 'flplatform[postgres]'",
             ) from None
-        event.listen(engine, "connect", _on_connect)
+        limits = {
+            "lock_timeout": min(LOCK_TIMEOUT_S, 0.8 * silence_s),
+            "statement_timeout": statement_timeout_s,
+        }
+
+        def set_limits(connection: Any, _record: object) -> None:
+            for name, seconds in limits.items():
+                connection.execute(f"SET {name} = {round(seconds * 1000)}")
+            connection.commit()
+
+        event.listen(engine, "do_connect", _connecting(silence_s))
+        event.listen(engine, "connect", set_limits)
         return engine
 
     def connect(self) -> Connection:
@@ -216,9 +238,34 @@ class PostgresDatabase:
         return words.replace(self._password, "***") if self._password else words
 
 
-def _on_connect(connection: Any, _record: object) -> None:
-    connection.execute(f"SET lock_timeout = {round(LOCK_TIMEOUT_S * 1000)}")
-    connection.commit()
+def _connecting(silence_s: float) -> Callable[..., Any]:
+    """Return what makes connections that close when they have heard nothing for so long."""
+    import psycopg  # noqa: PLC0415 - who keeps the state in a file need not have it
+
+    class Connection(psycopg.Connection[Any]):
+        def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+            return super().wait(heard(self, gen), *args, **kwargs)
+
+    def heard(connection: Connection, steps: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Pass on what the driver waits for; it is resumed several times a second."""
+        until = time.monotonic() + silence_s
+        try:
+            wanted = next(steps)
+            while True:
+                ready = yield wanted
+                if ready:
+                    until = time.monotonic() + silence_s
+                elif time.monotonic() > until:
+                    connection.close()
+                    raise psycopg.OperationalError(f"has said nothing for {silence_s:g} s")
+                wanted = steps.send(ready)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def connect(_dialect: object, _record: object, args: Any, parameters: Any) -> Connection:
+        return Connection.connect(*args, **parameters)
+
+    return connect
 
 
 def _sqlstate(error: DBAPIError) -> str:

@@ -34,6 +34,7 @@ class SqliteFile:
     """
 
     ping_s: float | None = None
+    remote = False
 
     def __init__(self, url: URL, closing: ExitStack) -> None:
         if not url.database or url.database == ":memory:":

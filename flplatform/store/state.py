@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
@@ -49,6 +50,8 @@ CLOSE_S = 10.0
 URL_HINT = "use sqlite:////path/to/file or postgresql+psycopg://user@host/database"
 PAUSES_S = (0.05, 1.0)
 """First and longest pause between two attempts to connect or to lock."""
+OPENING_PAUSES_S = (0.25, 5.0)
+"""First and longest pause between two attempts to open a database; each is logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ class SqlStateStore:
             want of space, a lost database did not come back in time, or another server has become
             its writer. What is on disk is then unknown: it should end the process.
         reconnect_s: how long a lost connection to the database may stay lost.
+        opening_s: how long to wait for a database that is away; a file is not waited for.
+
+    Attributes:
+        trouble: why nothing can be written now, while the database is away; else "".
 
     Raises:
         ConfigError: the URL is malformed, its database not supported, or set up to lose events.
@@ -88,7 +95,9 @@ class SqlStateStore:
         target: str | Path,
         on_fatal: Callable[[BaseException], None],
         reconnect_s: float = RECONNECT_S,
+        opening_s: float = 0.0,
     ) -> None:
+        self.trouble = ""
         self._on_fatal = on_fatal
         self._reconnect_s = reconnect_s
         self._token = secrets.token_hex(16)
@@ -102,11 +111,8 @@ class SqlStateStore:
             self._database = _database(target, closing)
             self._engine: Engine = self._database.engine
             closing.callback(self._engine.dispose)
-            with self._database.explained():
-                self._connection = self._database.connect()
-                closing.callback(lambda: self._connection.close())
-                self._lock()
-                migrate(self._connection, self._database.name, self._token)
+            self._connection = self._opened(opening_s if self._database.remote else 0.0)
+            closing.callback(lambda: self._connection.close())
             self._closing = closing.pop_all()
         self._writer = threading.Thread(target=self._run, name="state-store", daemon=True)
         self._writer.start()
@@ -170,12 +176,40 @@ class SqlStateStore:
             raise _refusal(self._failure)
         if self._closed:
             raise UnavailableError("the state store is closed")
+        if self.trouble:  # who reads may not wait until that is found out again
+            raise UnavailableError(self.trouble)
         with self._database.explained(), self._engine.connect() as connection:
             yield connection
 
-    def _lock(self) -> None:
+    def _opened(self, wait_s: float) -> Connection:
+        """Return the writer's connection, to a database that is locked and up to date."""
+        until = time.monotonic() + wait_s
+        pause, longest = OPENING_PAUSES_S
+        while True:
+            try:
+                with self._database.explained():
+                    return self._open()
+            except UnavailableError as error:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise
+                log.warning("waits for its state store, at most %.0f s more: %s", left, error)
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, longest)
+
+    def _open(self) -> Connection:
+        connection = self._database.connect()
+        try:
+            self._lock(connection)
+            migrate(connection, self._database.name, self._token)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _lock(self, connection: Connection) -> None:
         until = time.monotonic() + LOCK_WAIT_S
-        while holder := self._database.try_lock(self._connection):
+        while holder := self._database.try_lock(connection):
             if time.monotonic() > until:
                 raise FailedPreconditionError(
                     f"{self._database.name} is in use by {holder}",
@@ -268,7 +302,12 @@ class SqlStateStore:
             DataLossError: the database that came back is older than the one that was lost.
         """
         name = self._database.name
-        log.warning("%s: the connection is lost: %s", name, " ".join(str(cause.orig).split()))
+        what = " ".join(str(cause.orig).split())
+        since = datetime.now(UTC).strftime("%FT%TZ")
+        self.trouble = f"{name} is away since {since}: {what}"
+        log.warning("%s: the connection is lost: %s", name, what)
+        if time.monotonic() > until:  # connections can be made, and nothing more
+            raise UnavailableError(f"not reached again in time: {name}: {what}")
         pause, longest = PAUSES_S
         while True:
             self._connection.close()
@@ -281,6 +320,7 @@ class SqlStateStore:
                         raise UnavailableError(f"{name} is locked by {holder}")
                     self._check_heads()
                 log.warning("%s: connected again", name)
+                self.trouble = ""
                 return
             except UnavailableError as error:
                 if time.monotonic() + pause > min(until, self._closing_until):

@@ -205,6 +205,11 @@ def test_a_closed_store_refuses_and_closes_again(subject: Subject) -> None:
     subject.store.close()
 
 
+def test_a_store_that_can_be_written_tells_of_no_trouble(subject: Subject) -> None:
+    append(subject.store, row("s", 1))
+    assert subject.store.trouble == ""
+
+
 def test_an_accepted_append_cannot_be_cancelled(subject: Subject) -> None:
     future = subject.store.append([row("s", 1)])
     assert not future.cancel()

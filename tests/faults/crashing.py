@@ -13,7 +13,8 @@ by `FLP_FAULTS` holds:
 
 `do` is `kill` (before the call), `killed` (after it), `hold` (until the order is taken back), or
 the name of an error such as `EIO`.
-Other variables: `FLP_FAULTS_FILES`, the most open files; `FLP_FAULTS_PROTOCOL`, what is spoken.
+Other variables: `FLP_FAULTS_FILES`, the most open files; `FLP_FAULTS_PROTOCOL`, what is spoken;
+`FLP_FAULTS_SILENCE`, after how many seconds a silent PostgreSQL is lost.
 """
 
 import errno
@@ -144,15 +145,19 @@ def _after_imports(faults: Faults, module: str) -> None:
         DefaultDialect.do_commit = faults.between(  # type: ignore[method-assign]
             "commit", DefaultDialect.do_commit, _refuse_commit
         )
+        if silence := os.environ.get("FLP_FAULTS_SILENCE"):
+            from flplatform.store import postgres
+
+            postgres.SILENCE_S = postgres.READ_SILENCE_S = float(silence)
     if module.endswith("client"):
         _listen(faults)
 
 
 def _listen(faults: Faults) -> None:
     """Hear the server's answers as this site hears them, and be less patient with it."""
-    from flplatform.client import session
+    from flplatform.client import retrying, session
 
-    heard, patient = session.Session.training, session.backoff_s
+    heard, patient = session.Session.training, retrying.backoff_s
 
     async def training(self: Any, method: str, request: Any, timeout_s: float = 0) -> Any:
         reply = await heard(self, method, request, timeout_s)
@@ -161,7 +166,11 @@ def _listen(faults: Faults) -> None:
         return reply
 
     session.Session.training = training  # type: ignore[method-assign]
-    session.backoff_s = lambda attempt, longest_s: patient(attempt, min(longest_s, BACKOFF_S))
+
+    def impatient(attempt: int, longest_s: float) -> float:
+        return patient(attempt, min(longest_s, BACKOFF_S))
+
+    session.backoff_s = retrying.backoff_s = impatient
     session.PROTOCOL = int(os.environ.get("FLP_FAULTS_PROTOCOL", session.PROTOCOL))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -120,6 +121,23 @@ class Cluster:
             self._process.wait(DEADLINE_S)
             self._process = None
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all its processes: what is connected stays so, and the kernel answers for it."""
+        assert self._process is not None
+        postmaster = psutil.Process(self._process.pid)
+        stopped: list[psutil.Process] = []
+        try:
+            for process in (postmaster, *postmaster.children()):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+                    stopped.append(process)
+            yield
+        finally:
+            for process in reversed(stopped):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+
     def crash(self, mode: Literal["immediate", "kill"] = "immediate") -> None:
         """End the server without warning and start it again."""
         self.stop(mode)
@@ -175,12 +193,15 @@ class CommitCutter:
         before: break before the server has the COMMIT, once.
         after: break after the server has carried it out and before the client hears of it, once.
         ghost: break the client's side alone, once: the server's session stays, its COMMIT unsent.
+        silent_before, silent_after: break nothing, but pass on nothing any more, once: neither the
+            COMMIT, or only its answer.
         refusing: accept no connection.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="flpg-"))
         self.before = self.after = self.ghost = self.refusing = False
+        self.silent_before = self.silent_after = False
         self._ghosts: list[socket.socket] = []
         self.cuts = 0
         self._target = str(cluster.folder / f".s.PGSQL.{PORT}")
@@ -217,7 +238,8 @@ class CommitCutter:
             thread.start()
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        pump = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        muted = threading.Event()
+        pump = threading.Thread(target=self._pump, args=(server, client, muted), daemon=True)
         with contextlib.suppress(OSError), client, server:
             pump.start()
             while data := client.recv(65536):
@@ -238,16 +260,25 @@ class CommitCutter:
                     client.shutdown(socket.SHUT_RDWR)
                     self.cuts += 1
                     return
-                server.sendall(data)
+                if b"COMMIT" in data and (self.silent_before or self.silent_after):
+                    muted.set()
+                    self.cuts += 1
+                    if self.silent_after:
+                        server.sendall(data)
+                    self.silent_before = self.silent_after = False
+                if not muted.is_set():
+                    server.sendall(data)
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_WR)
             pump.join()
 
     @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
+    def _pump(source: socket.socket, sink: socket.socket, muted: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 with contextlib.suppress(OSError):
+                    if muted.is_set():
+                        continue
                     sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)

@@ -21,6 +21,7 @@ class MemoryStateStore:
     """
 
     def __init__(self, on_fatal: Callable[[BaseException], None] = lambda _: None) -> None:
+        self.trouble = ""
         self._on_fatal = on_fatal
         self._streams: dict[str, list[Row]] = {}
         self._unusable = ""

@@ -78,7 +78,9 @@ class StatusModule:
         expected = {target for run in runs for target in run.targets}
         targets = await self._hosts.admit(connection, args.targets, "view", expected)
         if targets.server:
-            await connection.row("server", self._server_cells(runs))
+            trouble = self._control.server().trouble
+            status = "error" if trouble else "ok"
+            await connection.row("server", self._server_cells(runs), status=status, detail=trouble)
         there = [name for name in targets.sites if name in sites and _reachable(sites[name])]
         replies = await self._hosts.ask(there)
         for name in targets.sites:

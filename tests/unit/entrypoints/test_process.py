@@ -21,6 +21,7 @@ process.DRAIN_S, process.KIT_WATCH_S = {drain_s}, 0.05
 class Service:
     def __init__(self, kit, end):
         self.kit, self.end = kit, end
+        {make}
     async def start(self):
         {start}
         return {{}}
@@ -42,9 +43,13 @@ def started(kit: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     made: list[subprocess.Popen[str]] = []
 
     def start(
-        start: str = "pass", stop: str = "pass", drain_s: float = 20.0, ready: bool = True
+        start: str = "pass",
+        stop: str = "pass",
+        drain_s: float = 20.0,
+        ready: bool = True,
+        make: str = "pass",
     ) -> "subprocess.Popen[str]":
-        program = PROGRAM.format(start=start, stop=stop, drain_s=drain_s)
+        program = PROGRAM.format(start=start, stop=stop, drain_s=drain_s, make=make)
         made.append(
             subprocess.Popen(
                 [sys.executable, "-c", program, str(kit)], stderr=subprocess.PIPE, text=True
@@ -91,6 +96,34 @@ def test_ending_is_bounded(started: Callable[..., "subprocess.Popen[str]"]) -> N
     code, errors = ended(running)
     assert code == process.EXIT_STOPPED
     assert "CRITICAL ending took more than 0 s and is cut short" in errors
+    assert time.monotonic() - begun < 10
+
+
+def test_a_signal_ends_what_is_still_being_made(
+    kit: Path, started: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    running = started(make="(kit.folder / 'made').touch(); time.sleep(60)", ready=False)
+    until = time.monotonic() + 20
+    while not (kit / "made").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    begun = time.monotonic()
+    running.terminate()
+    assert ended(running)[0] == process.EXIT_STOPPED
+    assert time.monotonic() - begun < 10
+
+
+def test_a_second_signal_does_not_wait(started: Callable[..., "subprocess.Popen[str]"]) -> None:
+    running = started(stop="self.kit.folder.joinpath('ends').touch(); await asyncio.sleep(60)")
+    begun = time.monotonic()
+    running.terminate()
+    ends = Path(running.args[-1]) / "ends"  # type: ignore[index]
+    while not ends.exists():
+        assert time.monotonic() - begun < 10
+        time.sleep(0.005)
+    assert running.poll() is None, "the first signal waits for what is under way"
+    running.terminate()
+    assert ended(running)[0] == process.EXIT_FAILED
     assert time.monotonic() - begun < 10
 
 

@@ -507,6 +507,10 @@ def test_the_server_itself(
         )
         assert 300 < view.certificate_days < 400
         assert view.uptime_s >= 0
+        assert (view.state, view.trouble) == ("serving", "")
+        scene.store.trouble = "PostgreSQL x is away"
+        view = control.server()
+        assert (view.state, view.trouble) == ("no database", "PostgreSQL x is away")
         assert control.system()["disk_free_bytes"] > 0
         control.stop(restart=True)
         control.stop(restart=False)

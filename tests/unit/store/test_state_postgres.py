@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -307,10 +308,15 @@ def test_a_writer_that_lost_its_lock_unseen_cannot_write(postgres: Cluster, sche
 # ---- broken connections ----
 
 
-@pytest.mark.parametrize("moment", ["before", "after", "ghost"])
+@pytest.mark.parametrize("moment", ["before", "after", "ghost", "silent_before", "silent_after"])
 def test_an_unknown_outcome_is_found_out(
-    postgres: Cluster, schema: str, cutter: CommitCutter, moment: str
+    postgres: Cluster,
+    schema: str,
+    cutter: CommitCutter,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(dialect, "SILENCE_S", 0.5)
     with opened(postgres.url(schema, folder=cutter.folder)) as store:
         store.append([row(1)]).result(10)
         for number in range(1, 4):
@@ -390,6 +396,127 @@ def test_closing_waits_for_a_lost_database_only_a_moment(
         wait_for(lambda: cutter.cuts, "the cut")
     assert isinstance(pending.exception(0), UnavailableError)
     assert len(fatal) == 1
+
+
+def test_a_frozen_database_is_one_that_is_away(
+    postgres: Cluster,
+    schema: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(dialect, "SILENCE_S", 0.5)
+    monkeypatch.setattr(dialect, "READ_SILENCE_S", 0.5)
+    with opened(postgres.url(schema, connect_timeout="2")) as store:
+        store.append([row(1)]).result(10)
+        assert len(store.read("s")) == 1
+        with postgres.frozen():
+            with pytest.raises(UnavailableError, match="PostgreSQL"):
+                store.read("s")
+            assert store.trouble == ""
+            pending = store.append([row(2)])
+            wait_for(lambda: store.trouble, "the writer to notice")
+            assert "is away since 20" in store.trouble
+            assert "has said nothing for 0.5 s" in store.trouble
+            began = time.monotonic()
+            with pytest.raises(UnavailableError, match="is away since"):
+                store.read("s")
+            assert time.monotonic() - began < 0.4, "nobody waits again for what is known"
+            assert not pending.done()
+        assert pending.result(DEADLINE_S) is None
+        assert store.trouble == ""
+        assert [r.seq for r in store.read("s")] == [1, 2]
+    assert f"{store._database.name}: the connection is lost" in caplog.text
+    assert f"{store._database.name}: connected again" in caplog.text
+
+
+def test_an_idle_store_notices_a_frozen_database(
+    postgres: Cluster, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialect, "SILENCE_S", 0.3)
+    monkeypatch.setattr(dialect.PostgresDatabase, "ping_s", 0.1)
+    with opened(postgres.url(schema)) as store:
+        with postgres.frozen():
+            wait_for(lambda: store.trouble, "the writer to notice")
+        wait_for(lambda: not store.trouble, "the writer to come back")
+        store.append([row(1)]).result(DEADLINE_S)
+
+
+def test_a_database_that_never_commits_is_fatal_in_time(
+    postgres: Cluster, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without the standby that a synchronous commit waits for: connecting works."""
+    monkeypatch.setattr(dialect, "SILENCE_S", 0.3)
+    fatal: list[BaseException] = []
+    with opened(postgres.url(schema), fatal.append, 1.0) as store:
+        store.append([row(1)]).result(10)
+        try:
+            postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
+            postgres.execute("SELECT pg_reload_conf()")
+            with pytest.raises(UnavailableError, match="not reached again in time"):
+                store.append([row(2)]).result(DEADLINE_S)
+        finally:
+            postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            postgres.execute("SELECT pg_reload_conf()")
+    assert len(fatal) == 1
+
+
+def test_a_slow_statement_is_undone_and_refused(
+    postgres: Cluster, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialect, "STATEMENT_TIMEOUT_S", 0.2)
+    with opened(postgres.url(schema)) as store:
+        postgres.execute(
+            "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$; "
+            "CREATE TRIGGER doze BEFORE INSERT ON events EXECUTE FUNCTION doze()",
+            schema=schema,
+        )
+        with pytest.raises(ResourceExhaustedError, match="statement timeout"):
+            store.append([row(1)]).result(10)
+        postgres.execute("DROP FUNCTION doze CASCADE", schema=schema)
+        store.append([row(1)]).result(10)
+
+
+# ---- a database that is away at the opening ----
+
+
+def test_an_opening_waits_for_its_database(
+    postgres: Cluster, schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tries() -> list[str]:
+        return [each for each in caplog.messages if each.startswith("waits for its state store")]
+
+    postgres.stop()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            opening = pool.submit(SqlStateStore, postgres.url(schema), never, opening_s=DEADLINE_S)
+            wait_for(lambda: len(tries()) >= 2, "two attempts")
+        finally:
+            postgres.start()
+        store = opening.result(DEADLINE_S)
+    store.append([row(1)]).result(10)
+    store.close()
+    assert f"s more: {store._database.name}: " in tries()[0]
+
+
+def test_an_opening_waits_for_a_bounded_time_and_not_for_what_waiting_cannot_change(
+    postgres: Cluster, schema: str, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    nowhere = "postgresql:///state?host=/nowhere"
+    with pytest.raises(UnavailableError, match="nowhere"):
+        SqlStateStore(nowhere, never, opening_s=0.6)
+    assert 0.6 <= time.monotonic() - began < 3
+    with opened(postgres.url(schema)):
+        pass
+    postgres.execute("UPDATE schema_version SET version = 7", schema=schema)
+    began = time.monotonic()
+    with pytest.raises(FailedPreconditionError, match="schema 7"):
+        SqlStateStore(postgres.url(schema), never, opening_s=60)
+    (tmp_path / "state.db").mkdir()
+    with pytest.raises((UnavailableError, OSError)):
+        SqlStateStore(tmp_path / "state.db", never, opening_s=60)
+    assert time.monotonic() - began < 5
 
 
 def test_readers_survive_a_restart(postgres: Cluster, schema: str) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from flplatform.core.control import SiteReply
@@ -54,6 +56,16 @@ def test_every_target_has_a_row_with_what_it_does(console, busy):
     assert reply.rows["c"]["cells"]["certificate_days"] == 27.0
     assert reply.code == 0
     assert busy.asked == [(("a", "b", "c"), "check_status", SIGNED)]
+
+
+def test_a_server_that_can_decide_nothing_says_why(console, busy, monkeypatch):
+    trouble = "PostgreSQL db.example.org is away since 2026-01-02T03:04:05Z: timeout"
+    view = replace(busy.server(), state="no database", trouble=trouble)
+    monkeypatch.setattr(busy, "server", lambda: view)
+    reply = console("check_status server")
+    assert reply.statuses["server"] == f"error {trouble}"
+    assert reply.rows["server"]["cells"]["state"] == "no database"
+    assert reply.code == 1
 
 
 def test_several_processes_of_a_run_are_shown(console, busy):

@@ -2,10 +2,15 @@
 
 import asyncio
 import logging
+import os
+import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 log = logging.getLogger(__name__)
+
+GIVE_WAY = 5
+"""Steps of niceness: enough to be asked last, and still a third of an equal's share."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,3 +30,12 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         if error := future.exception():
             log.warning("not finished before it was cancelled: %s", error)
         raise
+
+
+def give_way() -> None:
+    """Let all other threads go before the calling one; for those that move and check bytes.
+
+    The event loop answers heartbeats and commands: it must not wait until every byte is through.
+    """
+    if sys.platform == "linux":  # elsewhere niceness is the whole process's
+        os.nice(GIVE_WAY)

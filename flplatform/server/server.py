@@ -19,6 +19,7 @@ from flplatform.files.counters import watch_loop
 from flplatform.files.durable import write_atomic
 from flplatform.files.loops import supervise
 from flplatform.files.system import warn_of_few_files
+from flplatform.files.threads import give_way
 from flplatform.rpc.interceptors import MAX_TRANSFERS, Caller, Guard
 from flplatform.rpc.pace import PaceLimits, Slots
 from flplatform.rpc.serving import make_server, serve
@@ -118,12 +119,13 @@ class FederatedServer:
         self.kit = kit
         self.denials = Denials()
         self.trust = Trust(kit, self.denials)
-        self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="blob")
+        self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="blob", initializer=give_way)
         resources = kit.local.resources
         self.store = SqlStateStore(
             resources.state_url or folder / "events.db",
             self._on_fatal,
             resources.state_reconnect_s,
+            opening_s=resources.state_reconnect_s,
         )
         self.blobs = FileBlobStore(
             folder / "blobs", max(limits.reserve_bytes, resources.reserve_bytes)

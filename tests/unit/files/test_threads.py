@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import os
+import sys
 import threading
 
 import pytest
 
-from flplatform.files.threads import in_thread
+from flplatform.files.threads import GIVE_WAY, give_way, in_thread
 
 
 def test_it_returns_and_raises_as_the_work_does() -> None:
@@ -38,3 +40,15 @@ def test_whoever_is_cancelled_goes_on_only_after_the_work(
     with caplog.at_level(logging.WARNING):
         asyncio.run(scene())
     assert "half done" in caplog.text
+
+
+@pytest.mark.may_skip
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+def test_a_thread_that_gives_way_is_alone_in_that() -> None:
+    def look() -> int:
+        give_way()
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert asyncio.run(in_thread(look)) == min(19, before + GIVE_WAY)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -34,6 +34,17 @@ MAX_SKEW_S = 30.0
 
 _TAG = re.compile(r"[a-z][a-z-]{0,30}")
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
+
+
+def _signing() -> ec.ECDSA:
+    """Return how to sign: the same bytes alike each time (RFC 6979), where OpenSSL is 3.2 or newer.
+
+    What is packed and signed again is then the same package, and a submission can be repeated.
+    """
+    try:
+        return ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+    except UnsupportedAlgorithm:
+        return _ALGORITHM
 
 
 class _Envelope(Strict):
@@ -113,7 +124,7 @@ def sign(
 ) -> Signed:
     """Sign `payload` under `tag`; of a PEM chain only the leaf is kept."""
     leaf = load_certificate(certificate) if isinstance(certificate, bytes) else certificate
-    signature = key.sign(preimage(tag, payload), _ALGORITHM)
+    signature = key.sign(preimage(tag, payload), _signing())
     return Signed(payload, signature, leaf.public_bytes(Encoding.PEM))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from flplatform.core.messages import ModelRef
 from flplatform.core.ports import BlobStore
 from flplatform.files.durable import PRIVATE_FILE, fsync_dir, private_dir
 from flplatform.files.modelfile import read_layout
+from flplatform.files.scratch import scratch_folder
 from flplatform.hci.connection import ExitCode
 from flplatform.hci.shell import Shell
 from flplatform.rpc.streams import fetch_blob
@@ -47,8 +47,8 @@ async def download_model(transport: GrpcTransport, argv: list[str], shell: Shell
     if not os.access(beside, os.W_OK | os.X_OK):
         problem = "cannot be written to" if beside.is_dir() else "is no folder"
         raise InvalidArgumentError(f"{beside} {problem}", field="--to")
-    with tempfile.TemporaryDirectory(prefix=".fl-download-", dir=beside) as folder:
-        blobs = await asyncio.to_thread(FileBlobStore, Path(folder))
+    with scratch_folder(".fl-model-", beside) as folder:
+        blobs = await asyncio.to_thread(FileBlobStore, folder)
         try:
             model, file = await persist(shell, lambda: _fetch(transport, shell, argv, blobs, place))
         except Refused as refused:

@@ -6,7 +6,6 @@ package itself, and shows whose it is.
 
 import asyncio
 import secrets
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from flplatform.core.job import check_targets
 from flplatform.core.messages import ModelRef
 from flplatform.core.ports import BlobStore
 from flplatform.core.staging import PREPARED
+from flplatform.files.scratch import scratch_folder
 from flplatform.hci.connection import ExitCode, Item
 from flplatform.hci.shell import Shell
 from flplatform.rpc.streams import fetch_blob
@@ -78,8 +78,8 @@ async def start(transport: GrpcTransport, argv: list[str], shell: Shell) -> int:
     values = shell.parse(argv)
     targets = list(values["targets"]) if argv[0] == "start" else ["client", *values["sites"]]
     run = ["--run", str(values["run"])] if values["run"] else []
-    with tempfile.TemporaryDirectory(prefix="fl-start-") as folder:
-        blobs = await asyncio.to_thread(FileBlobStore, Path(folder))
+    with scratch_folder("fl-start-") as folder:
+        blobs = await asyncio.to_thread(FileBlobStore, folder)
         try:
             words = [START_PLAN, *targets, *run]
             offer = await persist(shell, lambda: _offer(transport, shell, words, blobs))

@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from flplatform.admin.gpus import gpus_at, parse_gpus
 from flplatform.admin.modules.submission import PREFLIGHT, SUBMIT, Question, encode
 from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
 from flplatform.core.job import CODE_FOLDER, JobSpec, check_targets
+from flplatform.files.scratch import scratch_folder
 from flplatform.hci.connection import ExitCode, Item
 from flplatform.hci.shell import Shell
 
@@ -67,9 +67,9 @@ async def submit_job(transport: GrpcTransport, argv: list[str], shell: Shell) ->
     """
     values = shell.parse(argv)
     draft = _draft(values, transport.credentials.kit.folder / "transfer")
-    with tempfile.TemporaryDirectory(prefix="fl-submit-") as folder:
+    with scratch_folder("fl-submit-") as folder:
         try:
-            start = await starting_point(transport, shell, draft.source, Path(folder))
+            start = await starting_point(transport, shell, draft.source, folder)
             answers = await preflight(
                 transport,
                 shell,
@@ -83,7 +83,7 @@ async def submit_job(transport: GrpcTransport, argv: list[str], shell: Shell) ->
             if not await shell.confirm(f"{question}. Submit?"):
                 shell.show({"type": "text", "text": "nothing was submitted"})
                 return ExitCode.INTERRUPTED
-            packed = pack_source(transport.credentials, draft.source, start, Path(folder))
+            packed = pack_source(transport.credentials, draft.source, start, folder)
             run = await _send(transport, shell, draft, packed, sites, gpus)
         except Refused as refused:
             return refused.exit_code

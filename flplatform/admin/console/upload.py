@@ -1,8 +1,6 @@
 """`upload_folder`: check, build, sign and upload a job, to be deployed and started later."""
 
 import re
-import tempfile
-from pathlib import Path
 
 from flplatform.admin import units
 from flplatform.admin.console.exchange import Refused, ask, data_of, persist
@@ -17,6 +15,7 @@ from flplatform.admin.console.transport import GrpcTransport
 from flplatform.admin.modules.steps import STAGE
 from flplatform.core.config import NAME_PATTERN
 from flplatform.core.errors import InvalidArgumentError
+from flplatform.files.scratch import scratch_folder
 from flplatform.hci.connection import ExitCode
 from flplatform.hci.shell import Shell
 
@@ -33,10 +32,10 @@ async def upload_folder(transport: GrpcTransport, argv: list[str], shell: Shell)
     name = values["name"] or source.job.name
     if not re.fullmatch(NAME_PATTERN, name):
         raise InvalidArgumentError(f"{name[:80]!r} is not 1 to 63 of a-z 0-9 . _ -", field="--as")
-    with tempfile.TemporaryDirectory(prefix="fl-upload-") as folder:
+    with scratch_folder("fl-upload-") as folder:
         try:
-            start = await starting_point(transport, shell, source, Path(folder))
-            packed = pack_source(transport.credentials, source, start, Path(folder))
+            start = await starting_point(transport, shell, source, folder)
+            packed = pack_source(transport.credentials, source, start, folder)
             author = kit.admin.name
             await upload(transport, shell, packed, upload_id(author, name, start.blob))
             words = [STAGE, name, packed.blob.digest]

@@ -7,7 +7,6 @@ it has verified that package itself, and only for measuring models.
 import asyncio
 import re
 import secrets
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from flplatform.admin.modules.validating import VALIDATE_BEGIN, VALIDATE_PLAN, w
 from flplatform.core.errors import InvalidArgumentError, UnavailableError
 from flplatform.core.messages import ModelRef
 from flplatform.core.validation import Wanted
+from flplatform.files.scratch import scratch_folder
 from flplatform.hci.connection import ExitCode, Item
 from flplatform.hci.shell import Shell
 from flplatform.rpc.streams import fetch_blob
@@ -74,9 +74,9 @@ async def validate(transport: GrpcTransport, argv: list[str], shell: Shell) -> i
         if not values["csv"]:
             shell.show({"type": "text", "text": text})
 
-    with tempfile.TemporaryDirectory(prefix="fl-validate-") as folder:
+    with scratch_folder("fl-validate-") as folder:
         try:
-            run = await _open(transport, shell, say, values["run"], what, submission, Path(folder))
+            run = await _open(transport, shell, say, values["run"], what, submission, folder)
         except Refused as refused:
             return refused.exit_code
     if isinstance(run, ExitCode):

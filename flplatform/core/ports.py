@@ -122,7 +122,7 @@ class BlobStore(Protocol):
 
         Raises:
             ResourceExhaustedError: the blob would not leave the reserve free.
-            FailedPreconditionError: the same transfer is being received right now.
+            UnavailableError: the same transfer is being received right now.
         """
 
     def forget(self, transfer_id: str) -> None:

@@ -62,6 +62,19 @@ def fsync_dir(path: Path) -> None:
         os.close(handle)
 
 
+def replace_durably(source: Path, target: Path) -> None:
+    """Give a durable file its name, and make that durable.
+
+    The folder is opened first: for want of a descriptor there is no name that nobody has synced.
+    """
+    handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.replace(source, target)
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
 def temporary_beside(path: Path) -> Path:
     """Return an unused name in the same directory, recognisable as temporary (`.tmp-`)."""
     return path.parent / f".tmp-{secrets.token_hex(8)}-{path.name[:100]}"
@@ -87,11 +100,10 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], mode: int = PRIVATE_
                 file.write(chunk)
             file.flush()
             sync(file.fileno())
-        os.replace(temporary, path)
+        replace_durably(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_dir(path.parent)
 
 
 def private_dir(path: Path) -> Path:

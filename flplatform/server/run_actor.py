@@ -36,6 +36,7 @@ from flplatform.core.workflow import (
     TimerFired,
     Wake,
 )
+from flplatform.files.shortage import explaining_shortage
 from flplatform.server.relay import Reply
 
 log = logging.getLogger(__name__)
@@ -309,9 +310,10 @@ class RunActor:
     async def _aggregate(self, item: Aggregate) -> None:
         while True:
             try:
-                model, state = await self._hands.aggregate(item.closed)
-                down = self.state.job.codec_down
-                wire = await self._hands.encode(model, down) if down != "none" else None
+                with explaining_shortage():
+                    model, state = await self._hands.aggregate(item.closed)
+                    down = self.state.job.codec_down
+                    wire = await self._hands.encode(model, down) if down != "none" else None
             except ResourceExhaustedError as error:
                 log.error("run %d: %s waits for space: %s", self.run, item.id, error)
                 self._note_trouble(item.id, error)

@@ -31,6 +31,7 @@ from flplatform.files.durable import (
     fsync_dir,
     private_dir,
     remove_temporaries,
+    replace_durably,
     sync,
     temporary_beside,
 )
@@ -152,8 +153,14 @@ class FileBlobStore:
             ModelFormatError: the size is not that of `manifest`, or the blob that is here does
                 not fit it.
             ResourceExhaustedError: the blob would not leave the reserve free.
-            FailedPreconditionError: the same transfer is being received right now.
+            UnavailableError: the same transfer is being received right now.
         """
+        with explaining_shortage():
+            return self._receive(transfer_id, blob, manifest)
+
+    def _receive(
+        self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None
+    ) -> "_FileWriter":
         check_digest(blob.digest)
         if blob.size < 0:
             raise InvalidArgumentError(f"{blob.size} is not a size in bytes", field="blob.size")
@@ -168,7 +175,7 @@ class FileBlobStore:
             self.collect()
         with self._lock:
             if transfer_id in self._active:
-                raise FailedPreconditionError(
+                raise UnavailableError(
                     f"transfer {transfer_id!r} is being received right now",
                     hint="try again when the other connection has ended",
                 )
@@ -178,8 +185,7 @@ class FileBlobStore:
             self._check_space(blob, part)
             self._active[transfer_id] = writer
         try:
-            with explaining_shortage():
-                writer.open()
+            writer.open()
         except BaseException:
             writer.suspend()
             raise
@@ -223,6 +229,7 @@ class FileBlobStore:
         self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None
     ) -> "_FileWriter":
         path = self.path(blob.digest)
+        fsync_dir(self._root)  # the sync after its rename may have failed
         os.utime(path)  # it is as new as this upload, to whoever collects what is old and unused
         size = path.stat().st_size
         if size != blob.size:
@@ -247,9 +254,8 @@ class FileBlobStore:
     def _publish(self, temporary: Path, digest: str) -> None:
         """Give a whole and durable file its final name; it is the same if it has been there."""
         path = self._file(digest)
-        os.replace(temporary, path)
+        replace_durably(temporary, path)
         self._checked.add(digest)
-        fsync_dir(path.parent)
 
     def _release(self, writer: "_FileWriter") -> None:
         with self._lock:

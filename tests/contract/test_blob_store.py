@@ -16,6 +16,7 @@ from flplatform.core.errors import (
     ModelFormatError,
     NotFoundError,
     ResourceExhaustedError,
+    UnavailableError,
 )
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Manifest, PartOf
@@ -150,7 +151,7 @@ def test_another_blob_under_the_same_transfer_starts_anew(store: BlobStore) -> N
 
 def test_one_transfer_has_one_writer_at_a_time(store: BlobStore) -> None:
     writer = store.receive("t", ref(DATA))
-    with pytest.raises(FailedPreconditionError, match="'t' is being received"):
+    with pytest.raises(UnavailableError, match="'t' is being received"):
         store.receive("t", ref(DATA))
     other = store.receive("u", ref(DATA))
     other.write(DATA)

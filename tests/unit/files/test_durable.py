@@ -54,11 +54,16 @@ def test_bytes_then_name_then_folder_become_durable(
 ) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: calls.append("fsync") or fsync(handle))
+
+    def note(handle: int) -> None:
+        folder = Path(f"/proc/self/fd/{handle}").resolve() == tmp_path.resolve()
+        calls.append("folder" if folder else "file")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(os, "replace", lambda a, b: calls.append("rename") or replace(a, b))
-    monkeypatch.setattr(durable, "fsync_dir", lambda path: calls.append(f"folder {path}"))
     write_atomic(tmp_path / "file", b"data")
-    assert calls == ["fsync", "rename", f"folder {tmp_path}"]
+    assert calls == ["file", "rename", "folder"]
 
 
 def test_a_failed_fsync_is_never_taken_for_success(

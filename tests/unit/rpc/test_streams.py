@@ -815,7 +815,7 @@ def test_one_transfer_is_received_once_at_a_time(play: Any) -> None:
         await first.write(header(blob))
         while not it.store.active:
             await asyncio.sleep(0.001)
-        with pytest.raises(FailedPreconditionError, match="being received right now"):
+        with pytest.raises(UnavailableError, match="being received right now"):
             await it.send(data)
         await first.write(data)
         await first.write(commit(blob))

@@ -24,6 +24,7 @@ from flplatform.core.errors import (
 )
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Manifest
+from flplatform.files import durable
 from flplatform.files.digest import digest_of
 from flplatform.store import blobs
 from flplatform.store.blobs import FileBlobStore
@@ -250,6 +251,7 @@ import os, sys
 from pathlib import Path
 from flplatform.core.errors import ResourceExhaustedError
 from flplatform.core.messages import ModelRef
+from flplatform.files import durable
 from flplatform.files.digest import digest_of
 from flplatform.store.blobs import FileBlobStore
 
@@ -451,3 +453,45 @@ def test_a_blob_is_read_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store.delete(REF.digest)
     with pytest.raises(NotFoundError):
         store.checked(REF.digest)
+
+
+def test_no_name_is_given_that_cannot_be_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of a descriptor for the folder; the sender comes again."""
+    store = FileBlobStore(tmp_path)
+    writer = store.receive("t", REF)
+    writer.write(DATA)
+    real, refusals = os.open, [OSError(errno.EMFILE, "Too many open files")]
+
+    def refuse(path: Any, flags: int, *more: Any) -> int:
+        if flags & os.O_DIRECTORY and refusals:
+            raise refusals.pop()
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ResourceExhaustedError):
+        writer.commit()
+    assert not refusals
+    assert not store.has(REF.digest)
+
+
+def test_whoever_comes_again_after_a_failed_sync_has_the_name_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileBlobStore(tmp_path)
+    writer = store.receive("t", REF)
+    writer.write(DATA)
+    synced: list[int] = []
+
+    def sync(handle: int, data_only: bool = False) -> None:
+        if not data_only:
+            synced.append(handle)
+            if len(synced) == 1:
+                raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(durable, "sync", sync)
+    with pytest.raises(ResourceExhaustedError):
+        writer.commit()
+    assert store.receive("t", REF).missing_bytes == 0
+    assert len(synced) == 2

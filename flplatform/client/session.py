@@ -154,8 +154,10 @@ class Session:
                 failure = UnavailableError(f"{method}: no answer within {timeout_s:g} s")
             if broken and len(self._kit.site.servers) > 1:
                 await self.register(token)  # the server may have moved to its next address
-            if last or not isinstance(failure, UnauthenticatedError):
+            if not isinstance(failure, UnauthenticatedError):
                 raise failure
+            if last:  # another registration, late or doubled on its way, has overtaken this one
+                raise UnavailableError(failure.message)
             await self.register(token)
         raise AssertionError("unreachable")
 
@@ -191,7 +193,10 @@ class Session:
             return await self._move(move, token)
         except UnauthenticatedError:
             await self.register(token)
+        try:
             return await self._move(move, self.token)
+        except UnauthenticatedError as error:  # see `call`
+            raise UnavailableError(error.message) from None
 
     async def _move(self, move: Callable[[aio.Channel, str], Awaitable[T]], token: str) -> T:
         try:

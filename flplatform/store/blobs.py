@@ -346,8 +346,10 @@ class _FileWriter:
                 while rest:
                     rest = rest[self._opened().write(rest) :]
             self._send_to_disk(self._offset + len(chunk))
-        except InvalidArgumentError:
+        except InvalidArgumentError as error:
             self.discard()
+            if self._kept:
+                raise _damaged_part() from error
             raise
         except BaseException:
             self.suspend()
@@ -372,10 +374,7 @@ class _FileWriter:
                     f"{self._offset} of {self._blob.size} bytes arrived", field="blob.size"
                 )
             if self._kept and self._digest.text() != self._blob.digest:
-                raise UnavailableError(
-                    "what was kept of an interrupted transfer is not what came then",
-                    hint="send it again, from its beginning",
-                )
+                raise _damaged_part()
             if self._digest.text() != self._blob.digest:
                 raise InvalidArgumentError(
                     f"the bytes have digest {self._digest.text()}, declared was "
@@ -443,6 +442,14 @@ class _FileWriter:
     def _count(self, chunk: bytes) -> None:
         self._digest.update(chunk)
         self._offset += len(chunk)
+
+
+def _damaged_part() -> UnavailableError:
+    """Return what a sender hears who may not be to blame for bytes that are refused."""
+    return UnavailableError(
+        "what was kept of an interrupted transfer may not be what came then",
+        hint="send it again, from its beginning",
+    )
 
 
 def _prefix(transfer_id: str) -> str:

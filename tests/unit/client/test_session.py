@@ -188,7 +188,7 @@ def test_a_dead_token_is_replaced_once(monkeypatch):
         await asyncio.gather(*(beat(session) for _ in range(4)))
         assert server.calls.count("Register") == 2
         server.script["Heartbeat"] = [UnauthenticatedError("no")] * 2
-        with pytest.raises(UnauthenticatedError):
+        with pytest.raises(UnavailableError):  # to be tried again: it may have been overtaken
             await beat(session)
         assert server.calls.count("Register") == 3
         await beat(session)
@@ -289,6 +289,12 @@ def test_transfers_have_a_channel_and_the_token(monkeypatch):
         assert await session.transfer(move) == "moved"
         assert [token for _, token in seen] == ["token 1", "token 2"]
         assert seen[0][0] is session.transfers
+
+        async def overtaken(channel, token):
+            raise UnauthenticatedError("dead token")
+
+        with pytest.raises(UnavailableError, match="dead token"):
+            await session.transfer(overtaken)
 
     play(go, monkeypatch)
 

@@ -363,6 +363,7 @@ def test_a_kept_part_that_is_damaged_starts_anew_instead_of_blaming_the_sender(
     writer.write(DATA[1000:])
     with pytest.raises(UnavailableError, match="interrupted transfer"):
         writer.commit()
+    assert files_in(tmp_path) == []
     again = store.receive("t", REF)
     assert again.offset == 0
     again.write(DATA)

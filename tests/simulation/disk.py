@@ -77,35 +77,39 @@ class Host:
 
     def sync_folder(self, folder: Folder) -> None:
         """Make a folder's entries durable."""
-        last = max(
-            (
-                index
-                for index, changes in enumerate(self.journal)
-                if any(each[0] is folder for each in changes)
-            ),
-            default=-1,
-        )
+        journal = self.journal
+        last = len(journal) - 1
+        while (
+            last >= 0 and folder is not journal[last][0][0] and folder is not journal[last][-1][0]
+        ):
+            last -= 1
         if last < 0:
             return
         if self.ordered:
-            kept, self.journal = self.journal[: last + 1], self.journal[last + 1 :]
+            kept, self.journal = journal[: last + 1], journal[last + 1 :]
         else:
-            kept = self._depended_on(folder)
-            gone = {id(changes) for changes in kept}
-            self.journal = [changes for changes in self.journal if id(changes) not in gone]
+            kept, rest = self._depended_on(folder, last)
+            self.journal = rest + journal[last + 1 :]
         for changes in kept:
             _apply(changes)
 
-    def _depended_on(self, folder: Folder) -> list[Step]:
-        """Return the changes of a folder, and those before them of the same entries elsewhere."""
+    def _depended_on(self, folder: Folder, last: int) -> tuple[list[Step], list[Step]]:
+        """Return the changes of a folder, with those before them of the same entries elsewhere.
+
+        And all others up to the last one of that folder.
+        """
         wanted: set[tuple[int, str]] = set()
-        found = []
-        for changes in reversed(self.journal):
-            keys = {(id(each[0]), each[1]) for each in changes}
-            if any(each[0] is folder for each in changes) or keys & wanted:
-                found.append(changes)
-                wanted |= keys
-        return found[::-1]
+        found, others = [], []
+        for index in range(last, -1, -1):
+            changes = self.journal[index]
+            for where, name, _ in changes:
+                if where is folder or (id(where), name) in wanted:
+                    found.append(changes)
+                    wanted.update((id(each[0]), each[1]) for each in changes)
+                    break
+            else:
+                others.append(changes)
+        return found[::-1], others[::-1]
 
     def sync_all(self) -> None:
         """Make everything durable."""
@@ -189,16 +193,19 @@ class Disks:
     def touch(self) -> None:
         """Let a kill strike here."""
         process = PROCESS.get()
-        if process is not None:
+        if process is not None and (process.touches or process.dead):
             process.touch()
 
     def find(self, path: Any) -> tuple[Host, Node | None]:
         """Return what lies at a path."""
-        parts = str(path).split("/")[1:]
-        host = self.hosts[parts[0]]
-        node: Node | None = host.root
-        for part in parts[1:]:
-            node = node.entries.get(part) if isinstance(node, Folder) else None
+        _, name, *parts = str(path).split("/")
+        host = self.hosts[name]
+        node: Any = host.root
+        try:
+            for part in parts:
+                node = node.entries[part]
+        except (KeyError, AttributeError):  # not there, or below a file
+            return host, None
         return host, node
 
     def get(self, path: Any) -> tuple[Host, Node]:

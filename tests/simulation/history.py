@@ -22,13 +22,20 @@ from tests.simulation.site import Behaviour, JobProcess, Package, Site, start_or
 from tests.simulation.system import SimPath
 from tests.simulation.world import Process, StoryHandler, Violation, World
 
+UP_CODECS = ("none", "none", "bf16", "zstd", "int8", "int8+zstd")
+DOWN_CODECS = ("none", "none", "bf16", "zstd", "bf16+zstd")
 NAMES = ("a", "bb", "ccc", "dddd")
-HORIZON_S = 120.0
+LONGEST_S = 120.0
+"""The last fault begins before."""
+
 PATIENCE_S = 2500.0
 """Virtual seconds after the last fault within which every run must have ended."""
 
-QUIET_S = 120.0
-"""Virtual seconds for everybody to hear of that."""
+HEARD_S = 120.0
+"""Virtual seconds within which everybody must have heard of that."""
+
+QUIET_S = 35.0
+"""Virtual seconds after that in which nothing more may happen: longer than anything waits."""
 
 FOREVER_S = 30 * 86400.0
 
@@ -83,10 +90,16 @@ class History:
         self.expected: dict[int, list[bytes]] = {}
         if faults is None:
             count = plan.choice([0, 1, 2, 3, 4, 6, 8, 12])
-            faults = draw(plan, names, HORIZON_S, count, self.reproducible)
+            faults = draw(plan, names, self._horizon_s(), count, self.reproducible)
         self.faults = list(faults)
         self.acknowledged: dict[int, int] = {}
         self._over = False
+
+    def _horizon_s(self) -> float:
+        """Return about how long there will be work: faults that hit nobody at work find little."""
+        rounds = sum(job.rounds for job in self.jobs)
+        each = max(job.wait_after_min_s for job in self.jobs) + 2 * self.behaviour.train_s + 2.0
+        return min(LONGEST_S, max(self.begins) + 15.0 + rounds * each)
 
     def _job(self, plan: random.Random, names: list[str]) -> JobSpec:
         long = self.reproducible
@@ -98,14 +111,26 @@ class History:
                 ("cross_site_validation",) if not long else ("scatter_gather",),
             ]
         )
+        quorum = len(names) if long else plan.randint(1, len(names))
+        aggregators: list[Any] = [{"name": "weighted_mean"}] * 3
+        if len(names) >= 3:
+            aggregators.append({"name": "median"})
+        if quorum >= 3:
+            aggregators.append({"name": "trimmed_mean", "args": {"trim": 1}})
+            aggregators.append({"name": "krum", "args": {"byzantine": 0}})
         return JobSpec.model_validate(
             {
+                "aggregator": plan.choice(aggregators),
+                "optimizer": plan.choice([None, None, {"name": "fedavgm"}, {"name": "fedadam"}]),
+                "updates": plan.choice(["full", "delta"]),
+                "codec": plan.choice(UP_CODECS),
+                "codec_down": plan.choice(DOWN_CODECS),
                 "name": "job",
                 "executor": {"module": "job"},
                 "initial_model": {"file": "model.safetensors"},
                 "workflow": workflow,
                 "rounds": plan.randint(1, 4),
-                "min_clients": len(names) if long else plan.randint(1, len(names)),
+                "min_clients": quorum,
                 "wait_after_min_s": plan.choice([0.0, 5.0, 20.0]),
                 "round_deadline_s": FOREVER_S if long else plan.choice([20.0, 60.0]),
                 "on_deadline": plan.choice(["extend", "abort"]),
@@ -122,12 +147,10 @@ class History:
 
     def live(self) -> Told:
         """Play it."""
-        handler = StoryHandler(self.world)
-        logger = logging.getLogger("flplatform")
-        level = logger.level
-        if self.world._tell:
+        if self.world.tells:
+            logger = logging.getLogger("flplatform")
             logger.setLevel(logging.DEBUG)
-            logger.addHandler(handler)
+            logger.handlers = [StoryHandler(self.world)]
             logger.propagate = False
         gc.disable()  # what is collected when must not differ between two plays of a seed
         try:
@@ -135,11 +158,12 @@ class History:
         except (Violation, RuntimeError) as error:
             self.watcher.object(f"{type(error).__name__}: {error}")
         finally:
+            if self.world.absent:
+                self.watcher.object(f"not modelled: {', '.join(sorted(set(self.world.absent)))}")
             self._over = True
+            self.world.tells = False
             self.world.loop.bury()
             gc.enable()
-            logger.removeHandler(handler)
-            logger.setLevel(level)
         return Told(
             self.world.seed,
             self.watcher.violations,
@@ -164,7 +188,10 @@ class History:
         await self._until(lambda: False, last)
         self._heal()
         await self._until(self._all_over, PATIENCE_S)
+        await self._until(self._all_heard, HEARD_S)
         await self._until(lambda: False, QUIET_S)
+        if missing := len(self.jobs) - len(self.server.log.runs()):
+            self.watcher.object(f"{missing} submissions never became runs")
         self.watcher.final(list(self.sites.values()), self.expected)
         if not self.watcher.violations:
             await self._last_restart()
@@ -180,14 +207,14 @@ class History:
         self._put(blobs, self.initial)
         self.packages = []
         for index, job in enumerate(self.jobs):
-            data = job.model_dump_json().encode() + b" " * index
-            self._put(blobs, data)
-            self.packages.append(models.ref(data))
+            self.packages.append(job.model_dump_json().encode() + b" " * index)
+            self._put(blobs, self.packages[-1])
         self.server.host.sync_all()
 
     @staticmethod
     def _put(blobs: Any, data: bytes) -> None:
-        blobs.create(lambda path: path.write_bytes(data))
+        if not blobs.has(models.ref(data).digest):
+            blobs.create(lambda path: path.write_bytes(data))
 
     # ---- supervision ----
 
@@ -207,7 +234,7 @@ class History:
         def died(why: str) -> None:
             before(why)
             self.world.count("recovery")
-            pause = 0.5 + self.world.rng.expovariate(1 / 10.0)
+            pause = min(60.0, 0.5 + self.world.rng.expovariate(1 / 10.0))
             self.network.later(pause, self._boot, victim)
 
         process.died = died
@@ -242,6 +269,9 @@ class History:
             log.run(run)[-1].__class__.__name__ == "RunEnded" for run in log.runs()
         )
 
+    def _all_heard(self) -> bool:
+        return all(site.program and not site.program.runs for site in self.sites.values())
+
     # ---- the operator who submits ----
 
     def _submit(self, index: int) -> None:
@@ -262,8 +292,10 @@ class History:
     async def _submitting(self, index: int) -> None:
         submission = f"{index:032x}"
         sites = tuple(self.sites)
-        blob = self.packages[index]
+        blob = models.ref(self.packages[index])
         try:
+            for data in (self.initial, self.packages[index]):  # a deleted run may have had them
+                self._put(self.server.blobs, data)
             package: Any = Package(
                 self.server.blobs.path(blob.digest),  # type: ignore[arg-type]
                 models.ref(self.initial),

@@ -7,6 +7,7 @@ a model is what its closed round says; rounds never go back; nothing torn is see
 from collections.abc import Sequence
 from typing import Any
 
+from flplatform.algorithms.recipes import recipe_of
 from flplatform.core import events as ev
 from flplatform.core.job import JobSpec
 from flplatform.core.messages import SUBMIT_MODEL, TRAIN, ModelRef, task_seed
@@ -23,6 +24,7 @@ class Reader:
         self.run = run
         self.opened: ev.RunOpened | None = None
         self.models: dict[int, str] = {}
+        self.state: ev.Blob | None = None
         self.settled: set[str] = set()
         self.deployed: set[str] = set()
         self.quorum = 0
@@ -32,8 +34,13 @@ class Reader:
         self.closed: ev.RoundClosed | None = None
         self.ended: ev.RunEnded | None = None
 
-    def read(self, item: ev.Event, blob: Any) -> None:  # noqa: PLR0912 - one case per event
-        """Take the next event; `blob` returns the bytes of a digest that is on the server.
+    def read(self, item: ev.Event, blob: Any, wire: Any) -> None:  # noqa: PLR0912 - one case each
+        """Take the next event.
+
+        Args:
+            item: the event.
+            blob: returns the bytes of a digest that is on the server.
+            wire: those of one that was once uploaded.
 
         Raises:
             AssertionError: it must not be there.
@@ -44,6 +51,7 @@ class Reader:
                 assert self.opened is None, "a run opens once"
                 self.opened, self.quorum = item, item.min_clients
                 self.models[0] = item.initial_model.digest
+                self._check_wire(item.wire, item.initial_model, blob)
             case ev.SiteAnswered():
                 assert item.site not in self.deployed
                 self.deployed |= {item.site} if item.accepted else set()
@@ -59,21 +67,46 @@ class Reader:
                 assert len(item.participants) >= self.quorum
                 self.round, self.updates, self.failed = item, {}, set()
             case ev.UpdateAccepted() | ev.ResultAccepted() | ev.TaskFailed():
-                self._settle(item, blob)
+                self._settle(item, blob, wire)
             case ev.RoundClosed():
                 self._close(item)
             case ev.ModelPublished():
                 assert self.closed is not None
                 assert item.round == self.closed.round
-                made = models.ref(models.combined(self.closed, blob)).digest
-                assert item.model.digest == made, "I3: the model is not that of its closed round"
-                assert blob(item.model.digest)
+                made, state = models.combined(self.closed, blob)
+                assert item.model.digest == models.ref(made).digest, "I3: another model"
+                named = models.ref(state).digest if state else ""
+                self.state = item.optimizer_state
+                assert (self.state.digest if self.state else "") == named, "I3: another state"
+                assert blob(item.model.digest) == made
+                assert state is None or blob(named) == state
+                self._check_wire(item.wire, item.model, blob)
                 self.models[item.round] = item.model.digest
                 self.round = self.closed = None
             case ev.RunEnded():
                 self.ended = item
 
-    def _settle(self, item: Any, blob: Any) -> None:
+    def _check_wire(self, wire: ev.Blob | None, made: ev.Blob, blob: Any) -> None:
+        """Check that what sites download is the model, as far as its codec can tell."""
+        assert self.opened is not None
+        codec, whole = self.opened.job.codec_down, blob(made.digest)
+        assert (wire is None) == (codec == "none")
+        if wire is not None:
+            expected = models.decoded(codec, models.encoded(codec, whole))
+            assert models.decoded(codec, blob(wire.digest)) == expected, "I3: another wire blob"
+
+    def _check_update(self, item: ev.UpdateAccepted, blob: Any, wire: Any) -> None:
+        """Check that an update is what its bytes stand for."""
+        assert self.opened is not None
+        assert self.round is not None
+        job = self.opened.job
+        assert bool(item.wire) == (job.codec != "none")
+        if item.wire:
+            base = blob(self.round.model.digest) if job.updates == "full" else None
+            made = models.decoded(job.codec, wire(item.wire), base, job.codec_down)
+            assert models.ref(made).digest == item.digest, "I3: not the update that came"
+
+    def _settle(self, item: Any, blob: Any, wire: Any) -> None:
         assert item.task_id not in self.settled, f"I2: {item.task_id} is counted twice"
         self.settled.add(item.task_id)
         if not isinstance(item, ev.TaskFailed) and item.digest:
@@ -85,6 +118,7 @@ class Reader:
         assert item.task_id == f"{self.run}/{self.round.round}/{TRAIN}/{item.site}"
         assert item.site in self.round.participants
         if isinstance(item, ev.UpdateAccepted):
+            self._check_update(item, blob, wire)
             self.updates[item.site] = item
         else:
             self.failed.add(item.site)
@@ -94,6 +128,15 @@ class Reader:
         assert self.closed is None
         assert closed.round == self.round.round
         assert closed.base == self.round.model
+        assert closed.optimizer_state == self.state
+        assert self.opened is not None
+        job = self.opened.job
+        assert (closed.aggregator, closed.updates) == (job.aggregator.name, job.updates)
+        assert closed.optimizer == (job.optimizer.name if job.optimizer else "")
+        weight_of = recipe_of(job).aggregator.weight_of
+        assert [each.weight for each in closed.contributions] == [
+            weight_of(site, update.examples) for site, update in sorted(self.updates.items())
+        ]
         assert [(each.site, each.digest) for each in closed.contributions] == [
             (site, update.digest) for site, update in sorted(self.updates.items())
         ], "a closed round names other updates than those that were acknowledged"
@@ -113,32 +156,44 @@ def needed(events: Sequence[ev.Event]) -> set[str]:
         "none": (rounds if ended else published) + 1,
     }[opened.job.keep_updates]
     kept = {opened.job_blob.digest, opened.initial_model.digest}
+    wire = opened.wire
     for event in events:
         match event:
             case ev.ModelPublished():
                 kept.add(event.model.digest)
+                wire = event.wire
+                if event.optimizer_state and event.round >= oldest - 1:
+                    kept.add(event.optimizer_state.digest)
             case ev.GatherOpened():
                 kept |= {blob.digest for blob in event.models.values()}
             case ev.ResultAccepted() if event.digest:
                 kept.add(event.digest)
             case ev.UpdateAccepted() if event.round >= oldest:
                 kept.add(event.digest)
-    return kept
+    return kept | ({wire.digest} if wire and not ended else set())
 
 
 def undisturbed(job: JobSpec, initial: bytes, sites: Sequence[str]) -> list[bytes]:
     """Return the models that a reproducible job's rounds publish if nothing goes wrong."""
     states = dict.fromkeys(sites, b"")
     found = [initial]
+    recipe, optimizer = recipe_of(job), None
     for number in range(1, job.rounds + 1):
         contributions = []
+        base = found[-1]
+        received = models.decoded(job.codec_down, models.encoded(job.codec_down, base))
         for site in sorted(sites):
             seed = task_seed(job.seed, number, TRAIN, site)
-            contributions.append(
-                (5.0 + len(site), models.trained(found[-1], seed, site, states[site]))
-            )
+            update = models.trained(received, seed, site, states[site])
+            if job.codec != "none":
+                full = job.updates == "full"
+                sent = models.encoded(job.codec, update, received if full else None)
+                update = models.decoded(job.codec, sent, base if full else None, job.codec_down)
+            weight = recipe.aggregator.weight_of(site, 5 + len(site))
+            contributions.append((site, weight, update))
             states[site] = models.state_after(states[site], seed)
-        found.append(models.mean(contributions))
+        made, optimizer = models.combine(recipe, base, contributions, optimizer)
+        found.append(made)
     return found
 
 
@@ -155,7 +210,7 @@ class Watcher:
         self.server: Any = None
         self._readers: dict[int, Reader] = {}
         self._sent: dict[str, str] = {}
-        self._bytes: dict[str, bytes] = {}
+        self._came: dict[str, bytes] = {}
         self.deleted_runs: set[int] = set()
 
     def object(self, what: str) -> None:
@@ -170,19 +225,31 @@ class Watcher:
     def stored(self, rows: Sequence[Row]) -> None:
         """See rows become durable."""
         for row in rows:
+            event = self.server.log.events(row.stream)[row.seq - 1]
             if row.stream == ev.FEDERATION:
-                event = ev.decode(row.type, row.version, row.body, row.stream)
                 if isinstance(event, ev.RunDeleted):
                     self.deleted_runs.add(event.run)
                 continue
             run = int(row.stream.partition("/")[2])
             reader = self._readers.setdefault(run, Reader(run))
-            event = ev.decode(row.type, row.version, row.body, row.stream)
-            self.world.note("log", f"run {run} #{row.seq} {_short(event)}")
+            if self.world.tells:
+                self.world.note("log", f"run {run} #{row.seq} {_short(event)}")
+            self._count(event)
             try:
-                reader.read(event, self._blob)
+                reader.read(event, self._blob, self._came.__getitem__)
             except Exception as error:  # noqa: BLE001 - whatever it is, the log must not cause it
                 self.object(f"run {run} event {row.seq} {row.type}: {error!r}")
+
+    def _count(self, event: ev.Event) -> None:
+        match event:
+            case ev.UpdateAccepted() if event.wire:
+                self.world.count("update decoded")
+            case ev.ModelPublished():
+                self.world.count("model published")
+                if event.optimizer_state:
+                    self.world.count("optimiser stepped")
+                if event.wire:
+                    self.world.count("model encoded")
 
     def deleting(self, digest: str) -> None:
         """See a blob go."""
@@ -191,6 +258,10 @@ class Watcher:
         for run in log.runs():
             if run not in self.deleted_runs and digest in needed(log.run(run)):
                 self.object(f"{digest[:20]} is freed although run {run} needs it")
+
+    def came(self, digest: str, data: bytes) -> None:
+        """See an upload come to its end."""
+        self._came[digest] = data
 
     def submitted(self, site: str, request: pb.SubmitResultRequest) -> None:
         """See a result come in."""
@@ -210,7 +281,7 @@ class Watcher:
         if not any(
             isinstance(event, ev.UpdateAccepted | ev.ResultAccepted)
             and event.task_id == request.task_id
-            and event.digest == digest
+            and digest in (event.digest, getattr(event, "wire", ""))
             for event in events
         ):
             self.object(f"I1: {request.task_id} is acknowledged and not stored")
@@ -246,8 +317,7 @@ class Watcher:
         if missing := set(numbers) - summarised:
             self.object(f"runs {missing} have no summary")
         for site in sites:
-            runs = site.program._runs.numbers() if site.program else []
-            if runs:
+            if runs := site.program.runs if site.program else []:
                 self.object(f"{site.name} still has runs {runs} that are over")
 
     def _check_reproducible(self, run: int, reader: Reader, expected: list[bytes]) -> None:

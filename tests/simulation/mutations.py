@@ -9,12 +9,13 @@ from flplatform.algorithms.workflows import run as workflow
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
 from flplatform.core.messages import TRAIN
-from flplatform.server import retention
+from flplatform.server import retention, wire
 from flplatform.server.relay import RequestRelay
 from flplatform.server.run_actor import RunActor
 from flplatform.server.runs import Runs
 from flplatform.server.training import TrainingService
-from tests.simulation import disk
+from tests.simulation import disk, programs
+from tests.simulation.history import play
 from tests.simulation.server import LogStore
 from tests.simulation.system import SimPath
 
@@ -65,25 +66,31 @@ def _settle_before_the_answer() -> list[Patch]:
     real = TaskLoop._settle
 
     class Settled:
-        """A spool whose entry is settled already; its file lies elsewhere."""
+        """A spool of which one entry is settled already; its file lies elsewhere."""
 
-        def __init__(self, copy: SimPath) -> None:
+        def __init__(self, spool: Any, task_id: Any, copy: SimPath) -> None:
+            self._spool = spool
+            self._task_id = task_id
             self._copy = copy
 
-        def file(self, _task_id: Any) -> SimPath:
-            return self._copy
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._spool, name)
 
-        def settle(self, _task_id: Any, _state: Any) -> None:
-            pass
+        def file(self, task_id: Any) -> Any:
+            return self._copy if task_id == self._task_id else self._spool.file(task_id)
+
+        def settle(self, task_id: Any, state: Any) -> None:
+            if task_id != self._task_id:
+                self._spool.settle(task_id, state)
 
     async def settle(self: Any, entry: Any, run: Any) -> None:
         spool = self._spool
-        copy = SimPath(spool.file(entry.task_id).parent.parent.parent / "copy")
+        copy = SimPath(spool.file(entry.task_id).parent.parent.parent / f"copy-{entry.task_id.run}")
         if entry.blob is None or entry.task_id.kind != TRAIN or isinstance(spool, Settled):
             return await real(self, entry, run)
         copy.write_bytes(spool.file(entry.task_id).read_bytes())
         await asyncio.to_thread(spool.settle, entry.task_id, run.state if run else None)
-        self._spool = Settled(copy)
+        self._spool = Settled(spool, entry.task_id, copy)
         try:
             await real(self, entry, run)
         finally:
@@ -138,6 +145,45 @@ def _leave_one_out() -> list[Patch]:
     return [(Runs, "aggregate", aggregate)]
 
 
+def _forget_the_optimiser() -> list[Patch]:
+    real = Runs.aggregate
+
+    async def aggregate(self: Any, closed: Any) -> Any:
+        return await real(self, closed.model_copy(update={"optimizer_state": None}))
+
+    return [(Runs, "aggregate", aggregate)]
+
+
+def _encode_another_model() -> list[Patch]:
+    """What sites download instead of a model is that of the model before."""
+    real, before = Runs.encode, []
+
+    async def encode(self: Any, model: Any, codec: str) -> Any:
+        before.append(model)
+        return await real(self, before[-2] if before[1:] else model, codec)
+
+    return [(Runs, "encode", encode)]
+
+
+def _free_what_sites_download() -> list[Patch]:
+    real = retention.kept_blobs
+
+    def kept_blobs(events: Any, freed_rounds: int | None) -> frozenset[str]:
+        return real(events, freed_rounds) - retention.old_wires(events)
+
+    return [(retention, "kept_blobs", kept_blobs)]
+
+
+def _undo_without_the_base() -> list[Patch]:
+    """A codec is undone as if the site had had the exact model."""
+    real = vars(wire)["decode"]
+
+    def decode(codec: Any, manifest: Any, arrays: Any, base: Any, out: Any, _: Any = "") -> None:
+        real(codec, manifest, arrays, base, out)
+
+    return [(wire, "decode", decode)]
+
+
 MOST_SEEDS = 400
 """So many are enough to notice any of these."""
 
@@ -154,10 +200,47 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     "forget what a dead site received": _forget_what_a_dead_site_received,
     "tell no site that its run has ended": _never_tell_of_ends,
     "leave out an update": _leave_one_out,
+    "forget the optimiser's state": _forget_the_optimiser,
+    "encode another model": _encode_another_model,
+    "free what sites download": _free_what_sites_download,
+    "undo a codec against another base": _undo_without_the_base,
 }
 
 
-def apply(name: str) -> None:
-    """Break the program for the rest of this process's life."""
-    for owner, key, value in MUTATIONS[name]():
+FIRST_SEEDS = {
+    "train again after a restart": 240,
+    "count duplicates": 80,
+    "no fsync of spooled results": 30,
+    "no fsync of accepted runs": 20,
+    "settle before the answer": 20,
+    "forget what a dead site received": 25,
+    "undo a codec against another base": 40,
+}
+"""Where to begin to look, if not at 0: known to be noticed soon after."""
+
+
+def apply(name: str) -> Callable[[], None]:
+    """Break the program; what comes back repairs it."""
+    patches = [(owner, key, vars(owner)[key], value) for owner, key, value in MUTATIONS[name]()]
+    for owner, key, _, value in patches:
         setattr(owner, key, value)
+
+    def repair() -> None:
+        for owner, key, before, _ in patches:
+            setattr(owner, key, before)
+
+    return repair
+
+
+def noticed(name: str) -> str:
+    """Break the program, and return what is seen of that; empty if nothing is."""
+    programs.install()
+    repair = apply(name)
+    first = FIRST_SEEDS.get(name, 0)
+    try:
+        for seed in range(first, first + MOST_SEEDS):
+            if violations := play(seed).violations:
+                return f"seed {seed}: {violations[0]}"
+        return ""
+    finally:
+        repair()

@@ -70,7 +70,7 @@ class Network:
 
     def later(self, delay: float, act: Callable[..., None], *args: Any) -> None:
         """Have something happen outside of every process."""
-        self.world.loop.call_later(delay, act, *args, context=self._outside.copy())
+        self.world.loop.call_later(delay, act, *args, context=self._outside)
 
     # ---- what a message meets ----
 
@@ -219,14 +219,22 @@ class Channel:
         self._network = network
         self._site = site
         self._waiting: list[asyncio.Future[Any]] = []
+        self._stubs: dict[Any, Any] = {}
         self._closed = False
+
+    def stub(self, kind: Callable[[Any], Any]) -> Any:
+        """Return a stub of this channel, made once: there is no state in it."""
+        if kind not in self._stubs:
+            self._stubs[kind] = kind(self)
+        return self._stubs[kind]
 
     def unary_unary(self, method: str, *_: Any, **__: Any) -> Any:
         """Return a method of a stub."""
 
-        async def call(request: Any, timeout: float | None = None, metadata: Any = ()) -> Any:
-            name = method.rpartition("/")[2]
-            return await self.exchange(name, request, dict(metadata).get(TOKEN_KEY, ""), timeout)
+        name = method.rpartition("/")[2]
+
+        def call(request: Any, timeout: float | None = None, metadata: Any = ()) -> Any:
+            return self.exchange(name, request, dict(metadata).get(TOKEN_KEY, ""), timeout)
 
         return call
 
@@ -241,24 +249,34 @@ class Channel:
         if self._closed:
             raise aio.UsageError("Channel is closed.")
         exchange = self._network.begin(self._site, method, request, token)
-        self._waiting.append(exchange.reply)
+        reply = exchange.reply
+        self._waiting.append(reply)
+        timer = reply.get_loop().call_later(timeout or TRANSFER_S, _late, reply)
         try:
-            async with asyncio.timeout(timeout):
-                return await exchange.reply
-        except TimeoutError:
+            return await reply
+        except (_Late, asyncio.CancelledError) as error:
             self._network.abandon(exchange)
-            raise _rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded") from None
-        except asyncio.CancelledError:
-            self._network.abandon(exchange)
+            if isinstance(error, _Late):
+                raise _rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded") from None
             raise
         finally:
-            self._waiting.remove(exchange.reply)
+            timer.cancel()
+            self._waiting.remove(reply)
 
     async def close(self) -> None:
         """Close; what is under way looks cancelled."""
         self._closed = True
         for future in self._waiting:
             future.cancel()
+
+
+class _Late(Exception):  # noqa: N818 - what happened
+    """Nothing came in time."""
+
+
+def _late(reply: "asyncio.Future[Any]") -> None:
+    if not reply.done():
+        reply.set_exception(_Late())
 
 
 def _rpc_error(status: grpc.StatusCode, details: str, trailing: Any = ()) -> aio.AioRpcError:

@@ -1,22 +1,36 @@
 """Puts the simulated machine under the real programs, once per interpreter."""
 
+import asyncio
+import gc
 import logging
 import sys
+from datetime import datetime
+from functools import lru_cache
 from io import FileIO
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from flplatform.client import executors, spool
-from flplatform.core.model import Array
-from flplatform.files import digest, durable, modelfile, writing
+from flplatform.client import executors, session, spool
+from flplatform.core import events
+from flplatform.core import model as core_model
+from flplatform.core.errors import DataLossError, ResourceExhaustedError
+from flplatform.files import digest, durable, modelfile, modelwriter, shortage, writing
 from flplatform.rpc import channel, streams
+from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security import package, signing
 from flplatform.server import aggregation
 from flplatform.store import blobs
 from tests.simulation import models, network, site
-from tests.simulation.system import OpenFile, SimOs, SimPath, SimShutil, disks
+from tests.simulation.system import (
+    OpenFile,
+    SimDatetime,
+    SimMmap,
+    SimOs,
+    SimPath,
+    SimSecrets,
+    SimShutil,
+    disks,
+)
 
 _NETWORK: list[network.Network] = []
 _INSTALLED: list[bool] = []
@@ -27,16 +41,35 @@ def _digest_of_file(path: SimPath) -> tuple[str, int]:
     return models.ref(data).digest, len(data)
 
 
+def _demand_digest(path: SimPath, expected: str) -> None:
+    if _digest_of_file(path)[0] != expected:
+        raise DataLossError(f"{path} is damaged")
+
+
+def _demand_room(folder: SimPath, count: int) -> None:
+    if SimShutil.disk_usage(folder).free < count:
+        raise ResourceExhaustedError("the disk is full")
+
+
 def _set_aside(handle: int, _offset: int, _count: int) -> bool:
     return not disks().handles[handle][0].full
 
 
-def _load(path: SimPath) -> dict[str, Array]:
-    return {"w": np.array(models.values_of(path.read_bytes()), "f4")}
-
-
 def _open_channel(_address: str, **_: Any) -> network.Channel:
     return network.connect(_NETWORK[-1])
+
+
+def _remember() -> None:
+    """Let pure functions that are asked the same again and again remember what they said."""
+    known = {
+        function: lru_cache(10_000)(function)
+        for function in (core_model.parse_header, core_model.encode_header, events.decode)
+    }
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("flplatform.", "tests.simulation.")):
+            for key, value in list(vars(module).items()):
+                if isinstance(value, FunctionType) and value in known:
+                    setattr(module, key, known[value])
 
 
 def install() -> None:
@@ -51,7 +84,8 @@ def install() -> None:
     replaced: dict[Any, Any] = {
         FileIO: OpenFile,
         digest.digest_of_file: _digest_of_file,
-        modelfile.load: _load,
+        digest.demand_digest: _demand_digest,
+        shortage.demand_room: _demand_room,
         writing.set_aside: _set_aside,
         writing.start_writing: lambda *_: None,
         streams.send_blob: network.send_blob,
@@ -61,7 +95,6 @@ def install() -> None:
         signing.open_order: site.open_order,
         signing.Signed: site.Order,
         executors.RunProcess: site.JobProcess,
-        aggregation.aggregate_closed: models.aggregate_closed,
     }
     for name, module in list(sys.modules.items()):
         if not name.startswith(("flplatform.client", "flplatform.server", "flplatform.store")):
@@ -69,15 +102,30 @@ def install() -> None:
         for key, value in list(vars(module).items()):
             if getattr(value, "__module__", "") != name and value.__hash__ and value in replaced:
                 setattr(module, key, replaced[value])
-        if "shutil" in vars(module):
-            vars(module)["shutil"] = SimShutil()
+        for key, put in (("shutil", SimShutil()), ("secrets", SimSecrets)):
+            if key in vars(module):
+                vars(module)[key] = put
+        if vars(module).get("datetime") is datetime:
+            vars(module)["datetime"] = SimDatetime
 
     def now() -> float:
         return disks().world.loop.now
 
-    vars(durable).update(os=SimOs(), shutil=SimShutil())
+    vars(durable).update(os=SimOs(), shutil=SimShutil(), secrets=SimSecrets)
+    vars(modelfile).update(mmap=SimMmap)
+    vars(aggregation).update(mmap=SimMmap)
+    vars(modelwriter).update(os=SimOs())
+    vars(session)["pb_grpc"] = SimpleNamespace(
+        FederatedTrainingStub=lambda channel: channel.stub(pb_grpc.FederatedTrainingStub),
+        AdminCommunicatingStub=lambda channel: channel.stub(pb_grpc.AdminCommunicatingStub),
+    )
     vars(spool).update(os=SimOs(), Path=SimPath)
     vars(blobs).update(os=SimOs(), time=SimpleNamespace(time=now, monotonic=now))
+    _remember()
+    # Nobody asks here for all tasks of all loops.
+    vars(asyncio.tasks)["_all_tasks"].add = lambda _task: None
+    gc.collect()
+    gc.freeze()  # what a history leaves is found without looking at all the modules again
 
 
 def connect(found: network.Network) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from flplatform.core import events as ev
@@ -32,7 +33,6 @@ from flplatform.server.training import ModelResultProcessor, ResultProcessors, T
 from flplatform.server.validation import ValidateResultProcessor
 from flplatform.store.blobs import FileBlobStore
 from tests.simulation.disk import Disks, File, Folder
-from tests.simulation.models import SIZE
 from tests.simulation.network import CHUNKS, Network
 from tests.simulation.system import SimPath
 from tests.simulation.world import LoopExecutor, Process, World
@@ -42,6 +42,7 @@ HEARTBEAT_S = 12.0
 WAITING_CALL_S = 30.0
 
 
+@cache
 def identity(name: str, kind: Any = "site") -> Identity:
     """Return who a certificate would name."""
     return Identity(
@@ -81,6 +82,8 @@ class Log:
 
 class LogStore:
     """`ports.StateStore` of one process over the log: group commit, then the futures."""
+
+    trouble = ""
 
     def __init__(self, world: World, log: Log, host: Any, fatal: Callable[[], None]) -> None:
         self._world = world
@@ -283,6 +286,7 @@ class Server:
         except BaseException:
             writer.suspend()
             raise
+        self.watcher.came(blob.digest, data)
         noted: Any = self.training.note_upload(caller, transfer_id, blob)
         if noted is not None:
             await noted
@@ -322,4 +326,4 @@ class Server:
         ]
 
 
-__all__ = ["DEAD_AFTER_S", "FL_RULES", "SIZE", "Server", "identity"]
+__all__ = ["DEAD_AFTER_S", "FL_RULES", "Server", "identity"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from flplatform.client.client import SiteClient
 from flplatform.client.executors import RunProcess
-from flplatform.client.frames import RESULT_FILE
+from flplatform.client.frames import RESULT_FILE, UPDATE_FILE
 from flplatform.client.policy import Plan
 from flplatform.client.requests import RequestAgent
 from flplatform.client.run_spec import Outcome, RunProcessCrashed, RunSpec
@@ -116,7 +116,7 @@ class Box:
         self._state = state
 
     def collect_model(self, target: SimPath, _limit: int) -> None:
-        """Copy the model."""
+        """Copy the trained model."""
         target.write_bytes(self._model)
 
     def collect_state(self, target: SimPath, _limit: int) -> None:
@@ -176,15 +176,26 @@ class JobProcess(RunProcess):
         before = (current / USER_STATE / "memory").read_bytes() if current else b""
         nonce = "" if self.behaviour.reproducible else str(self.world.rng.random())
         update = models.trained(received, task.seed, self._site, before, nonce)
-        local = {"accuracy": models.values_of(update)[0] % 1.0}
-        box: Any = Box(update, models.state_after(before, task.seed))
+        whole = models.whole(received, update) if spec.delta else update
+        local = {"accuracy": models.values_of(whole)[0] % 1.0}
+        box: Any = Box(whole, models.state_after(before, task.seed))
         score = LocalScore(round=task.id.round, metrics=local, examples=5)
         collect(box, work, current, spec.watch, score, 1 << 20, 1 << 20)
+        if spec.delta:
+            (work / UPDATE_FILE).write_bytes(update)
         self.world.note(
             self._site, f"trained {task.id} with state {sha256(before).hexdigest()[:6]}"
         )
         examples = 5 + len(self._site)
-        return Outcome(RESULT_FILE, examples, local, {"accuracy": accuracy}, examples)
+        return Outcome(
+            RESULT_FILE,
+            examples,
+            local,
+            {"accuracy": accuracy},
+            examples,
+            update=UPDATE_FILE if spec.delta else None,
+            delta=spec.delta,
+        )
 
 
 class Behaviour:
@@ -257,6 +268,11 @@ class Program(SiteClient):
         self._replies = set()
         self._received = []
         self._downloads = Troubles()
+
+    @property
+    def runs(self) -> list[int]:
+        """The runs that the site has."""
+        return self._runs.numbers()
 
     async def start(self) -> Mapping[str, Any]:
         """Begin, as the real one does."""

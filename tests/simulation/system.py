@@ -1,16 +1,20 @@
 """What programs see of the file systems: the parts of `os`, `shutil` and `pathlib` they use."""
 
 import fnmatch
+import mmap as real_mmap
 import os as real_os
+import secrets as real_secrets
 import stat as real_stat
 import types
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
 from tests.simulation.disk import FREE_BYTES, Disks, File, Folder, Node
 
 _DISKS: list[Disks] = []
+USER = real_os.geteuid()
 
 
 def disks() -> Disks:
@@ -23,6 +27,13 @@ def use(found: Disks) -> None:
     _DISKS[:] = [found]
 
 
+def absent(what: str) -> AttributeError:
+    """Return the error for what a program uses and this machine lacks; the history has failed."""
+    if not what.rpartition(" ")[2].startswith("__"):
+        disks().world.absent.append(what)
+    return AttributeError(f"the simulated {what}")
+
+
 def status(node: Node) -> Any:
     """Return what `stat` says."""
     is_file = isinstance(node, File)
@@ -31,7 +42,7 @@ def status(node: Node) -> Any:
         st_size=len(node.data) if isinstance(node, File) else 0,
         st_mtime=node.mtime,
         st_mtime_ns=int(node.mtime * 1e9),
-        st_uid=real_os.geteuid(),
+        st_uid=USER,
     )
 
 
@@ -91,8 +102,52 @@ class OpenFile:
         self.close()
 
 
-class SimPath(PurePosixPath):
-    """`pathlib.Path` on these file systems."""
+class SimPath:
+    """`pathlib.Path` on these file systems: absolute paths, what of it the programs use."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, *parts: Any) -> None:
+        self._text = "/".join(map(str, parts))
+
+    def __truediv__(self, name: Any) -> "SimPath":
+        made = SimPath.__new__(SimPath)
+        made._text = f"{self._text}/{name}"
+        return made
+
+    def __str__(self) -> str:
+        return self._text
+
+    __fspath__ = __str__
+
+    def __repr__(self) -> str:
+        return f"SimPath({self._text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SimPath) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __lt__(self, other: "SimPath") -> bool:
+        return self._text < other._text
+
+    def __getattr__(self, name: str) -> Any:
+        raise absent(f"path has no {name}")
+
+    @property
+    def name(self) -> str:
+        return self._text.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "SimPath":
+        return SimPath(self._text.rpartition("/")[0])
+
+    def with_suffix(self, suffix: str) -> "SimPath":
+        return SimPath(PurePosixPath(self._text).with_suffix(suffix))
+
+    def is_symlink(self) -> bool:
+        return False
 
     def resolve(self) -> "SimPath":
         return self
@@ -125,7 +180,8 @@ class SimPath(PurePosixPath):
 
     def iterdir(self) -> "Iterator[SimPath]":
         disks().touch()
-        return iter([self / name for name in list(disks().folder(self)[1].entries)])
+        above = self._text
+        return iter([SimPath(f"{above}/{name}") for name in disks().folder(above)[1].entries])
 
     def glob(self, pattern: str) -> "Iterator[SimPath]":
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
@@ -171,14 +227,22 @@ class SimOs:
     geteuid = real_os.geteuid
     SEEK_END = real_os.SEEK_END
 
+    O_RDONLY, O_WRONLY, O_RDWR = real_os.O_RDONLY, real_os.O_WRONLY, real_os.O_RDWR
+    O_CREAT, O_EXCL = real_os.O_CREAT, real_os.O_EXCL
+    O_DIRECTORY, O_NOFOLLOW = real_os.O_DIRECTORY, real_os.O_NOFOLLOW
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("O_"):
-            return getattr(real_os, name)
-        raise AttributeError(f"the simulated os has no {name}")
+        raise absent(f"os has no {name}")
 
     @staticmethod
     def open(path: Any, flags: int, mode: int = 0) -> int:
         return disks().open(path, flags)
+
+    @staticmethod
+    def pwrite(handle: int, data: Any, offset: int) -> int:
+        host, node, _ = disks().handles[handle]
+        assert isinstance(node, File)
+        return disks().write(host, node, offset, bytes(data))
 
     @staticmethod
     def close(handle: int) -> None:
@@ -226,6 +290,40 @@ class SimOs:
                 yield str(path), folders, files
 
         return down(SimPath(top))
+
+
+class SimMmap:
+    """The part of `mmap` that the programs use: a mapping is a copy, the files never change."""
+
+    ACCESS_READ = real_mmap.ACCESS_READ
+    PAGESIZE = real_mmap.PAGESIZE
+
+    @staticmethod
+    def mmap(handle: int, _length: int, access: int) -> bytes:
+        node = disks().handles[handle][1]
+        assert isinstance(node, File)
+        assert access == real_mmap.ACCESS_READ
+        return bytes(node.data)
+
+
+class SimSecrets:
+    """The part of `secrets` that the programs use: the same secrets for the same seed."""
+
+    compare_digest = staticmethod(real_secrets.compare_digest)
+
+    @staticmethod
+    def token_hex(count: int) -> str:
+        return disks().world.secrets.randbytes(count).hex()
+
+    token_urlsafe = token_hex
+
+
+class SimDatetime(datetime):
+    """The wall clock, which goes with the virtual one."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+        return datetime(2026, 1, 1, tzinfo=tz) + timedelta(seconds=disks().world.loop.now)
 
 
 class SimShutil:

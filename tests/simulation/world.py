@@ -2,18 +2,20 @@
 
 import asyncio
 import contextvars
-import heapq
 import logging
 import random
 import traceback
-from asyncio import events
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from heapq import heappop, heappush
 from typing import Any
 
 PROCESS: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("process", default=None)
+
+RESOLUTION_S = 1e-6
+"""Timers so close together are due together."""
 
 
 class Killed(BaseException):
@@ -88,12 +90,32 @@ class Process:
             raise Killed
 
 
-class _Gate:
-    """What stands between a callback and its process."""
+class _Handle:
+    """A callback that waits; what stands between it and its process."""
 
-    __slots__ = ()
+    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_when")
 
-    def _run(self: Any) -> None:
+    def __init__(self, callback: Any, args: Any, context: Any, when: float = 0.0) -> None:
+        self._callback = callback
+        self._args = args
+        self._context = contextvars.copy_context() if context is None else context
+        self._when = when
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Let it not happen."""
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        """Return whether it will not happen."""
+        return self._cancelled
+
+    def when(self) -> float:
+        """Return the virtual time of a timer."""
+        return self._when
+
+    def run(self) -> None:
+        """Call back, unless its process is dead or frozen."""
         process = self._context.get(PROCESS)
         if process is not None:
             if process.dead:
@@ -105,20 +127,16 @@ class _Gate:
                 process.step()
                 if process.dead:
                     return
-        with suppress(Killed):
-            super()._run()  # type: ignore[misc]
-
-
-class _Handle(_Gate, events.Handle):
-    __slots__ = ()
-
-
-class _Timer(_Gate, events.TimerHandle):
-    __slots__ = ()
+        try:
+            self._context.run(self._callback, *self._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:  # noqa: BLE001, S110 - Killed, or as a loop does without a handler
+            pass
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """An event loop whose selector never waits: time jumps to the next timer.
+    """An event loop that never waits: time jumps to the next timer; equal times in their order.
 
     `asyncio.to_thread` and executors do their work on the loop, a little later.
 
@@ -131,28 +149,39 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.now = 0.0
         self.rng = rng
         self.tasks: list[asyncio.Task[Any]] = []
-        self._selector = self
-        self._clock_resolution = 1e-6
-        self.set_task_factory(self._make_task)
-        self.set_exception_handler(lambda _loop, _context: None)
-        self.busy = 0
+        self._handles: deque[_Handle] = deque()
+        self._timers: list[tuple[float, int, _Handle]] = []
+        self._count = 0
 
     def time(self) -> float:
         """Return virtual seconds."""
         return self.now
 
-    def select(self, timeout: float | None) -> list[Any]:
-        """Let time pass."""
-        if timeout is None:
-            raise RuntimeError("nothing will ever happen again")
-        self.busy = 0 if timeout > 0 else self.busy + 1
-        if self.busy > 20_000:
-            raise Violation("the program turns in a circle without time passing")
-        self.now += max(0.0, timeout)
-        return []
+    def _run_once(self) -> None:
+        """Run until somebody stops it."""
+        handles, timers, busy = self._handles, self._timers, 0
+        while not self._stopping:  # type: ignore[attr-defined]
+            busy += 1
+            if not handles:
+                while timers and timers[0][2]._cancelled:
+                    heappop(timers)
+                if not timers:
+                    raise RuntimeError("nothing will ever happen again")
+                if timers[0][0] > self.now:
+                    self.now += timers[0][0] - self.now
+                    busy = 0
+            elif busy > 20_000:
+                raise Violation("the program turns in a circle without time passing")
+            due = self.now + RESOLUTION_S
+            while timers and timers[0][0] < due:
+                handles.append(heappop(timers)[2])
+            for _ in range(len(handles)):
+                handle = handles.popleft()
+                if not handle._cancelled:
+                    handle.run()
 
-    def _process_events(self, event_list: Any) -> None:
-        pass
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Take no notice of what nobody has retrieved: those who died left it."""
 
     def _write_to_self(self) -> None:
         pass
@@ -160,31 +189,41 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _asyncgen_finalizer_hook(self, agen: Any) -> None:
         pass
 
-    def _make_task(
-        self, _loop: Any, work: Any, context: contextvars.Context | None = None
+    def create_task(
+        self, work: Any, *, name: Any = None, context: contextvars.Context | None = None
     ) -> "asyncio.Task[Any]":
-        task = asyncio.Task(work, loop=self, context=context)
+        """Start a task."""
+        task = asyncio.Task(work, loop=self, name=name, context=context)
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         self.tasks.append(task)
         return task
 
-    def _call_soon(self, callback: Any, args: Any, context: Any) -> Any:
-        handle = _Handle(callback, args, self, context)
-        self._ready.append(handle)  # type: ignore[attr-defined]
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        """Call back next."""
+        handle = _Handle(callback, args, context)
+        self._handles.append(handle)
         return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Any = None
     ) -> Any:
         """Call back at a virtual time."""
-        timer: Any = _Timer(when, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
-        timer._scheduled = True
-        return timer
+        handle = _Handle(callback, args, context, when)
+        self._count += 1
+        heappush(self._timers, (when, self._count, handle))
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Any = None
+    ) -> Any:
+        """Call back after virtual seconds."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def requeue(self, handles: list[Any]) -> None:
         """Have handles run after all."""
-        self._ready.extend(handles)  # type: ignore[attr-defined]
+        self._handles.extend(handles)
 
     def run_in_executor(  # type: ignore[override]
         self, _executor: Any, func: Any, *args: Any
@@ -209,12 +248,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def bury(self) -> None:
         """End everything at the end of a history, without a sound."""
         for task in self.tasks:
+            if task.done():
+                continue
             coroutine = task.get_coro()
             with suppress(BaseException):
                 coroutine.close()
         self.tasks.clear()
-        self._ready.clear()  # type: ignore[attr-defined]
-        self._scheduled.clear()  # type: ignore[attr-defined]
+        self._handles.clear()
+        self._timers.clear()
         self.close()
 
 
@@ -244,22 +285,26 @@ class World:
 
     Attributes:
         rng: every choice that the model makes while it runs.
+        secrets: draws tokens and names of passing files.
         counts: what happened, by kind.
+        absent: what a program has used of its machine that is not modelled.
         told: the story, line by line, if it is wanted.
     """
 
     def __init__(self, seed: int, tell: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(f"{seed}/world")  # noqa: S311
+        self.secrets = random.Random(f"{seed}/secrets")  # noqa: S311
         random.seed(seed)  # the programs draw their back-off from the module's own
         self.loop = VirtualLoop(self.rng)
         self.counts: Counter[str] = Counter()
-        self._tell = tell
+        self.absent: list[str] = []
+        self.tells = tell
         self.told: list[str] = []
 
     def note(self, who: str, what: str) -> None:
         """Add a line to the story."""
-        if self._tell:
+        if self.tells:
             self.told.append(f"{self.loop.now:10.3f}  {who:<8} {what}")
 
     def count(self, what: str) -> None:

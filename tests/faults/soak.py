@@ -6,28 +6,19 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
 from flplatform.core import events as ev
 from tests.faults.federations import Faulty
+from tests.faults.footprint import Footprint, settled
 from tests.faults.schedules import Schedule
 from tests.faults.tally import Tally, table
 
 EVERY_S = 5.0
 ROUNDS = 12
 MORE_FILES = 10
+MORE_THREADS = 10
 MORE_BYTES = 60_000_000
 """What a process may hold more than the same process did when it was young; restarts hide leaks,
 so that every run is compared with the largest footprint of the first ones."""
-
-
-def footprint(federation: Faulty) -> dict[str, tuple[int, int]]:
-    """Return descriptors and memory of each process that runs."""
-    found = {}
-    for name, process in federation.processes.items():
-        each = psutil.Process(process.pid)
-        found[name] = each.num_fds(), each.memory_info().rss
-    return found
 
 
 def soak(minutes: float, seed: int) -> int:
@@ -42,7 +33,7 @@ def soak(minutes: float, seed: int) -> int:
     try:
         federation.start_all()
         digest = _run(federation, "calm", until=0.0, schedule=None)
-        young: dict[str, tuple[int, int]] = footprint(federation)
+        young = _footprints(federation)
         schedule = Schedule(federation, draw.randrange(1 << 30))
         number = 0
         while time.monotonic() < until:
@@ -50,10 +41,11 @@ def soak(minutes: float, seed: int) -> int:
             schedule.forgive()
             try:
                 _run(federation, f"run-{number}", until, schedule, digest)
-                for name, (files, memory) in footprint(federation).items():
-                    most_files, most_memory = young[name]
-                    assert files <= most_files + MORE_FILES, f"{name} has {files} open files"
-                    assert memory <= most_memory + MORE_BYTES, f"{name} has {memory} bytes"
+                for name, now in _footprints(federation).items():
+                    told = f"{name}: {young[name]} → {now}"
+                    assert now.files <= young[name].files + MORE_FILES, told
+                    assert now.threads <= young[name].threads + MORE_THREADS, told
+                    assert now.memory <= young[name].memory + MORE_BYTES, told
             except (AssertionError, TimeoutError) as error:
                 violations += 1
                 print(f"VIOLATION {error}\n{'; '.join(schedule.story)}", flush=True)
@@ -64,6 +56,10 @@ def soak(minutes: float, seed: int) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     print("\n".join(table(tally, violations, [])))
     return 1 if violations else 0
+
+
+def _footprints(federation: Faulty) -> dict[str, Footprint]:
+    return {name: settled(federation, name) for name in federation.processes}
 
 
 def _run(

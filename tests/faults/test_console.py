@@ -9,8 +9,8 @@ import pytest
 
 from flplatform.core import events as ev
 from tests.faults.conftest import LONG
+from tests.faults.footprint import temporary_files
 from tests.faults.proxy import Proxy
-from tests.faults.test_resources import temporary_files
 from tests.scenarios.test_why import Talk
 from workspaces.running import ADMIN
 

@@ -1,14 +1,12 @@
 """What aborted runs leave behind: nothing."""
 
-import os
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 
 from flplatform.core import events as ev
 from tests.faults.conftest import LONG
+from tests.faults.footprint import settled
 from tests.scenarios.test_why import Talk
 
 pytestmark = pytest.mark.timeout(1800 if LONG else 150)
@@ -19,37 +17,6 @@ MORE_BYTES_PER_RUN = 400_000
 """What the memory of a process may grow by: a run's log is kept, caches fill."""
 
 
-class Footprint:
-    """What a process holds now."""
-
-    def __init__(self, federation, name: str) -> None:
-        process = psutil.Process(federation.processes[name].pid)
-        with process.oneshot():
-            self.threads = process.num_threads()
-            self.files = process.num_fds()
-            self.memory = process.memory_info().rss
-        self.children = len(process.children(recursive=True))
-        self.temporary = len(temporary_files(federation.kit(name)))
-
-    def __repr__(self) -> str:
-        return str(vars(self))
-
-
-def temporary_files(kit: Path) -> list[Path]:
-    """Return what must be gone when nothing is going on."""
-    state = kit / "state"
-    # os.walk passes over folders that are removed meanwhile.
-    found = [
-        Path(parent, name)
-        for parent, folders, files in os.walk(state)
-        for name in (*folders, *files)
-        if name.startswith(".tmp-")
-    ]
-    for folder in ("blobs/incoming", "work", "spool/entries", "spool/adopting", "spool/trash"):
-        found += (state / folder).glob("*")
-    return found + list((state / "runs").glob("run-*"))
-
-
 def abort_one(federation, console, number: int) -> None:
     name = federation.job(f"job-{number}", rounds=2)
     answer = console.ask(f"submit_job {name}")
@@ -58,18 +25,6 @@ def abort_one(federation, console, number: int) -> None:
     federation.wait_event(run, ev.RoundOpened)
     assert console.ask(f"abort all --run {run}")["ok"]
     federation.wait_event(run, ev.RunEnded)
-
-
-def settled(federation, name: str) -> Footprint:
-    """Return the footprint once nothing is going on any more."""
-    now = [Footprint(federation, name)]
-
-    def quiet() -> bool:
-        now[0] = Footprint(federation, name)
-        return now[0].children == now[0].temporary == 0
-
-    federation.wait_for(quiet, f"{name} to be quiet", deadline_s=20)
-    return now[0]
 
 
 def test_aborted_runs_leave_nothing_behind(faulty):

@@ -24,14 +24,15 @@ Expected = Manifest | PartOf | None
 
 
 def admissible(job: JobSpec, manifest: Manifest, task: Task, blob: ModelRef) -> Expected:
-    """Return what the bytes of a task's model must be as they come; None if a codec made them.
+    """Return what the bytes of a task's model must be as they come; None if they are packed.
 
     Raises:
         InvalidArgumentError: they are too many, or not as many as they must be.
     """
     codec, packed = split_codec(task.codec)
     part = job.partial_updates and task.id.kind == TRAIN
-    most = wire_manifest(codec, manifest).file_bytes()
+    whole = wire_manifest(codec, manifest)
+    most = whole.file_bytes()
     if packed:
         most = compress_bound(most)
     if blob.size > most or (blob.size < most and not (part or packed)):
@@ -41,9 +42,9 @@ def admissible(job: JobSpec, manifest: Manifest, task: Task, blob: ModelRef) -> 
             f"is {blob.size} bytes; a model of run {task.id.run}{form} has {bound}{most}",
             field="blob.size",
         )
-    if task.codec != "none":
+    if packed:
         return None
-    return PartOf(manifest) if part else manifest
+    return PartOf(whole) if part else whole
 
 
 def undo(

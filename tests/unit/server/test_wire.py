@@ -67,7 +67,8 @@ class Wire:
 
     def take(self, data: bytes) -> dict[str, Array]:
         blob = ModelRef(digest_of(data), len(data))
-        assert admissible(self.job, self.manifest, self.task, blob) is None
+        expected = admissible(self.job, self.manifest, self.task, blob)
+        assert (expected is None) == self.task.codec.endswith("zstd")
         assert self.server.create(lambda path: path.write_bytes(data) and None) == blob
         before = set(self.server.digests())
         try:
@@ -159,6 +160,25 @@ def test_a_part_is_admitted_without_a_codec(tmp_path: Path) -> None:
         assert found == PartOf(wire.manifest)
     with pytest.raises(InvalidArgumentError, match=f"at most {size}"):
         admissible(wire.job, wire.manifest, wire.task, ModelRef(digest_of(b""), size + 1))
+
+
+@pytest.mark.parametrize("codec", ["bf16", "fp16", "int8"])
+@pytest.mark.parametrize("part", [False, True])
+def test_what_a_codec_made_is_held_against_its_form_from_the_first_byte(
+    tmp_path: Path, codec: str, part: bool
+) -> None:
+    wire = Wire(tmp_path, codec, partial_updates=part)
+    data = encoded(wire)
+    blob = ModelRef(digest_of(data), len(data))
+    expected = admissible(wire.job, wire.manifest, wire.task, blob)
+    assert expected is not None
+    with pytest.raises(InvalidArgumentError):
+        wire.server.receive("a lie", blob, expected).write(b"\xff" * 40)
+    writer = wire.server.receive("honest", blob, expected)
+    for start in range(0, len(data), 7):
+        writer.write(data[start : start + 7])
+    writer.commit()
+    assert wire.server.has(blob.digest)
 
 
 # ---- hostile bytes ------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import shutil
 import sqlite3
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +31,8 @@ class Echo:
     Attributes:
         ours_s, limit_s: a round, on the platform and between bare TLS sockets.
         submit_s: from the run's number to its first round.
+        interpreters_s: as many interpreters as there are sites, started at once, import numpy:
+            each site starts one for the run.
         start_s: of server, site and console, from exec to readiness.
         server_own, site_own: peaks of anonymous memory: without mapped files.
         server_resident: peak of all memory, mapped files included.
@@ -40,6 +44,7 @@ class Echo:
     ours_s: float
     limit_s: float
     submit_s: float
+    interpreters_s: float
     start_s: Mapping[str, float]
     server_own: int
     site_own: int
@@ -81,11 +86,21 @@ def measure(sites: int, size: int, rounds: int) -> Echo:
         ours_s=statistics.median(steps),
         limit_s=limit,
         submit_s=(opened[0] - events[0][1]).total_seconds(),
+        interpreters_s=_timed(lambda: start_interpreters(sites)),
         start_s=start_s,
         server_own=watch.peaks["server"],
         site_own=watch.peaks[names[0]],
         server_resident=resident,
     )
+
+
+def start_interpreters(count: int) -> None:
+    """Start so many interpreters at once, as sites do for a run, and wait for them all."""
+    command = [sys.executable, "-P", "-c", "import numpy"]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    for process in processes:
+        if process.wait():
+            raise RuntimeError("an interpreter does not start")
 
 
 def steps_s(events: Sequence[tuple[str, datetime]]) -> list[float]:

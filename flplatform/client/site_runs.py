@@ -5,7 +5,6 @@ import base64
 import json
 import logging
 import shutil
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,27 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flplatform.client.executors import Outcome, RunProcess, RunProcessCrashed, RunSpec
+from flplatform.client.executors import RunProcessCrashed
 from flplatform.client.policy import Plan, Policy
 from flplatform.client.requests import StartBody
 from flplatform.client.retrying import persist
-from flplatform.client.run_log import Listener
+from flplatform.client.site_run import RunRecord, SiteRun
 from flplatform.client.troubles import Troubles
 from flplatform.client.verbs import Submitter
 from flplatform.core.errors import (
     DataLossError,
-    FailedPreconditionError,
     FLError,
     InvalidArgumentError,
     PermissionDeniedError,
-    ResourceExhaustedError,
 )
 from flplatform.core.job import CODE_FOLDER
-from flplatform.core.messages import ModelRef, Task, TaskFailure
-from flplatform.core.strict import Strict, parse_json
+from flplatform.core.messages import ModelRef
+from flplatform.core.strict import parse_json
 from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import fsync_dir, private_dir, remove_temporaries, write_atomic
-from flplatform.files.shortage import demand_room, explaining_shortage
 from flplatform.files.threads import in_thread
 from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.kit import Kit
@@ -44,196 +40,8 @@ log = logging.getLogger(__name__)
 
 RECORD = "start.json"
 SUBMISSIONS = "submissions.json"
-MAX_CRASHES = 3
-"""A task whose process crashes so often has failed."""
-
-COPIES = 2
-"""Models that a task leaves on the disk for a while: the code's own, and the copy that is sent."""
-
-SMALL_BYTES = 1 << 20
-"""Room for everything else that a task leaves."""
-
 PAST_TROUBLES = 20
 """Ended runs whose last errors are remembered."""
-
-
-class RunRecord(Strict):
-    """`start.json`: what was accepted, and when."""
-
-    run: int
-    submission_id: str
-    digest: str
-    size: int
-    order: str
-    accepted: datetime
-
-
-class SiteRun:
-    """One accepted run and its run process.
-
-    Args:
-        folder: the run's own folder.
-        plan: what the site's policy grants it.
-    """
-
-    def __init__(
-        self,
-        kit: Kit,
-        folder: Path,
-        record: RunRecord,
-        package: Package,
-        plan: Plan,
-        on_metric: Callable[[int, int, str, float, int | None], None],
-        on_lines: Listener = lambda *_: None,
-    ) -> None:
-        self._on_lines = on_lines
-        self.record = record
-        self.package = package
-        self.plan = plan
-        self.folder = folder
-        self.round = 0
-        self._kit = kit
-        self._on_metric = on_metric
-        self._phase = ("deployed", time.monotonic())
-        self._process: RunProcess | None = None
-        self._closed = False
-        self.troubles = Troubles()
-        self.turn = asyncio.Lock()
-        """Held while a task is at work, and until a trained state is settled."""
-        self.last_model: Path | None = None
-
-    @property
-    def run(self) -> int:
-        """The run's number."""
-        return self.record.run
-
-    @property
-    def state(self) -> Path:
-        """Where the committed state of the run lies."""
-        return self.folder / "state"
-
-    def report(self) -> tuple[int, int, str, float, str]:
-        """Return run, round, phase, seconds in it, and isolation level."""
-        phase, since = self._phase
-        if self.troubles.held_up:
-            phase = f"{phase}, {self.troubles.held_up}"
-        return self.run, self.round, phase, time.monotonic() - since, self.plan.isolation
-
-    def enter(self, phase: str) -> None:
-        """Note what the run is doing here."""
-        if phase != self._phase[0]:
-            self._phase = (phase, time.monotonic())
-
-    async def execute(self, task: Task, model: Path | None, work: Path) -> Outcome | TaskFailure:
-        """Have the run process do a task; start it again if it crashes.
-
-        Raises:
-            RunProcessCrashed: it crashed on this task again and again.
-        """
-        async with self.turn:
-            self.round = task.id.round
-            for crashes in range(1, MAX_CRASHES + 1):
-                try:
-                    found = await persist(
-                        str(task.id),
-                        lambda: self.troubles.watch(lambda: self._try(task, model, work)),
-                        self._kit.site.backoff_max_s,
-                    )
-                    if isinstance(found, RunProcessCrashed):
-                        raise found
-                    return found
-                except RunProcessCrashed as error:
-                    if self._process is None:
-                        raise  # it did not even start
-                    log.warning("run %d: %s crashed (%d): %s", self.run, task.id, crashes, error)
-                    self.troubles.held_up = f"crashed {crashes} of {MAX_CRASHES}"
-                    last = _last_words(error.log_tail)
-                    self.troubles.note(f"{error}: {last}" if last else str(error))
-                    await self.abort()
-                    if crashes == MAX_CRASHES:
-                        raise
-                except asyncio.CancelledError:
-                    await asyncio.shield(self.abort())
-                    raise
-            raise AssertionError("unreachable")
-
-    async def _try(
-        self, task: Task, model: Path | None, work: Path
-    ) -> Outcome | TaskFailure | RunProcessCrashed:
-        """Have the run process do a task, if the disk has room for what comes of it.
-
-        Raises:
-            ResourceExhaustedError: it has not, or this machine is short of something else. The
-                process has ended: the next one starts from the state that is committed.
-        """
-        room = COPIES * model.stat().st_size + SMALL_BYTES if model else SMALL_BYTES
-        try:
-            with explaining_shortage():
-                demand_room(self.folder, room)
-                result: Outcome | TaskFailure | RunProcessCrashed
-                try:
-                    process = await self._ready()
-                    result = await process.execute(task, model, work)
-                except RunProcessCrashed as error:
-                    result = error
-                if isinstance(result, TaskFailure | RunProcessCrashed):
-                    demand_room(self.folder, room)  # or this may be what it came from
-                return result
-        except ResourceExhaustedError:
-            await self.abort()
-            raise
-
-    async def warm_up(self) -> None:
-        """Start the run process before its first task."""
-        async with self.turn:
-            await self._ready()
-
-    async def _ready(self) -> RunProcess:
-        if self._closed:
-            raise FailedPreconditionError(f"run {self.run} has ended here", rule="run_ended")
-        if self._process is not None and self._process.spent:
-            await self.abort()
-        if self._process is None:
-            job = self.package.job
-            spec = RunSpec(
-                run=self.run,
-                site=self._kit.identity.name,
-                folder=self.folder / "process",
-                code=self.folder / CODE_FOLDER,
-                kit=self._kit.folder,
-                log=private_dir(self._kit.folder / "logs") / f"run-{self.run}.log",
-                state=self.state,
-                executor=job.executor,
-                args=job.args,
-                data=self.plan.data,
-                watch=job.watch,
-                environment=self.plan.environment,
-                environment_name=job.environment,
-                processes=self.plan.processes,
-                isolation=self.plan.isolation,
-                hidden=(self._kit.state_folder(),),
-                delta=job.updates == "delta",
-                partial=job.partial_updates,
-                on_lines=self._on_lines,
-            )
-            process = RunProcess(spec, on_phase=self.enter, on_metric=self._metric)
-            await process.start()
-            self._process = process
-        return self._process
-
-    def _metric(self, name: str, value: float, step: int | None) -> None:
-        self._on_metric(self.run, self.round, name, value, step)
-
-    async def close(self) -> None:
-        """End the run process for good."""
-        self._closed = True
-        await self.abort()
-
-    async def abort(self) -> None:
-        """End the run process and everything that it started."""
-        process, self._process = self._process, None
-        if process:
-            await process.abort()
 
 
 class SiteRuns:
@@ -520,12 +328,6 @@ def _read_submissions(path: Path) -> dict[str, int]:
             f"{path} is damaged: {error}",
             hint="restore it; without it, submissions of before could be started again",
         ) from None
-
-
-def _last_words(text: str) -> str:
-    """Return the last line that says something: torchrun ends its report with a bar."""
-    lines = reversed(text.splitlines())
-    return next((line for line in lines if any(map(str.isalnum, line))), "")
 
 
 async def _warm(run: SiteRun) -> None:

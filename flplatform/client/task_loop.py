@@ -18,7 +18,8 @@ from flplatform.client.cache import trim
 from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
 from flplatform.client.outgoing import prepare
 from flplatform.client.session import WAITING_CALL_S, Session
-from flplatform.client.site_runs import SiteRun, SiteRuns
+from flplatform.client.site_run import SiteRun
+from flplatform.client.site_runs import SiteRuns
 from flplatform.client.spool import Spool, SpooledResult
 from flplatform.client.troubles import Troubles
 from flplatform.client.wire import decode_model

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flplatform.client import retrying
+from flplatform.client import retrying, site_run
 from flplatform.client import site_runs as module
 from flplatform.client.executors import RunProcessCrashed
 from flplatform.client.policy import Policy
@@ -95,7 +95,7 @@ def processes(monkeypatch):
         gate = None
         script: list[BaseException] = []
 
-    monkeypatch.setattr(module, "RunProcess", Process)
+    monkeypatch.setattr(site_run, "RunProcess", Process)
     monkeypatch.setattr(retrying, "backoff_s", lambda *_: 0.0)
     return Process
 
@@ -304,12 +304,14 @@ def test_a_full_disk_leaves_nothing(world, monkeypatch):
 
 
 def test_a_run_number_stands_for_one_job(world):
+    other = world.packed(code="x = 2")
+
     async def go():
         runs = world.runs()
         await runs.accept(*world.offer(run=1, number=1))
-        await refused(runs.accept(*world.offer(run=1, number=2)), error=InvalidArgumentError)
+        await refused(runs.accept(*world.offer(run=1, number=2, data=other)), error=InvalidArgumentError)
         again = world.runs()
-        await refused(again.accept(*world.offer(run=1, number=2)), error=InvalidArgumentError)
+        await refused(again.accept(*world.offer(run=1, number=2, data=other)), error=InvalidArgumentError)
         await runs.close()
 
     play(go())
@@ -698,10 +700,10 @@ def test_a_crash_is_tried_again(world, processes):
         runs = world.runs()
         await runs.accept(*world.offer())
         run = runs.get(1)
-        processes.script[:] = [RunProcessCrashed("crashed")] * (module.MAX_CRASHES - 1)
+        processes.script[:] = [RunProcessCrashed("crashed")] * (site_run.MAX_CRASHES - 1)
         assert await run.execute(TASK, None, world.folder) == "done"
-        assert len(processes.made) == module.MAX_CRASHES
-        processes.script[:] = [RunProcessCrashed("crashed", "tail")] * module.MAX_CRASHES
+        assert len(processes.made) == site_run.MAX_CRASHES
+        processes.script[:] = [RunProcessCrashed("crashed", "tail")] * site_run.MAX_CRASHES
         with pytest.raises(RunProcessCrashed, match="crashed") as error:
             await run.execute(TASK, None, world.folder)
         assert error.value.log_tail == "tail"
@@ -741,9 +743,9 @@ def test_a_shortage_is_waited_for_with_a_new_process_and_is_no_crash(world, proc
         runs = world.runs()
         await runs.accept(*world.offer())
         run = runs.get(1)
-        processes.script[:] = [short(number)] * (module.MAX_CRASHES + 1)
+        processes.script[:] = [short(number)] * (site_run.MAX_CRASHES + 1)
         assert await run.execute(TASK, None, world.folder) == "done"
-        assert len(processes.made) == module.MAX_CRASHES + 2
+        assert len(processes.made) == site_run.MAX_CRASHES + 2
         assert run.troubles.held_up == ""
         assert len(run.troubles.lines) == 1
         await runs.close()
@@ -769,10 +771,10 @@ def test_what_fails_while_the_disk_has_no_room_is_tried_when_it_has(
     async def go():
         runs = world.runs()
         await runs.accept(*world.offer())
-        monkeypatch.setattr(module, "demand_room", look)
+        monkeypatch.setattr(site_run, "demand_room", look)
         processes.script[:] = [outcome]
         assert await runs.get(1).execute(TASK, model, world.folder) == "done"
-        assert set(looks) == {2000 + module.SMALL_BYTES}
+        assert set(looks) == {2000 + site_run.SMALL_BYTES}
         await runs.close()
 
     play(go())
@@ -789,7 +791,7 @@ def test_a_task_does_not_begin_without_room_for_its_result(world, processes, mon
             if refusals:
                 raise refusals.pop()
 
-        monkeypatch.setattr(module, "demand_room", look)
+        monkeypatch.setattr(site_run, "demand_room", look)
         assert await run.execute(TASK, None, world.folder) == "done"
         assert not refusals
         await runs.close()

@@ -45,7 +45,7 @@ from tests.support.federation import Federation, provision
 from tests.unit.rpc import loopback
 from tests.unit.rpc.loopback import TOKEN, Port
 
-SIZE = int(os.environ.get("FLP_TRANSFER_MB", "64")) * 1_000_000
+SIZE = int(os.environ.get("FLP_TRANSFER_MB", "200")) * 1_000_000
 CUTS = 20
 SOCKETS_BYTES = 8 << 20
 """What two connections' socket buffers and the proxy between them may hold."""

@@ -1,17 +1,19 @@
 """`python -m tests.faults quick|long|soak`: faults on real processes, and a summary of them.
 
 quick   the set that `make test` runs too
-long    hundreds of kills, every call, many seeds
+long    hundreds of kills, every call, many seeds; thousands of simulated histories
 soak    a fault every five seconds for `--minutes`
 """
 
 import argparse
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 WORKERS = "2"
+SIMULATED_MINUTES = 3
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +40,15 @@ def main(argv: list[str]) -> int:
     folders = [str(HERE)]
     if any(HERE.with_name("simulation").glob("test_*.py")):
         folders.append(str(HERE.with_name("simulation")))
-    return int(pytest.main(["-q", "-n", WORKERS, "--dist", "worksteal", *folders]))
+    code = int(pytest.main(["-q", "-n", WORKERS, "--dist", "worksteal", *folders]))
+    return code or (simulate(seed) if options.what == "long" else 0)
+
+
+def simulate(seed: int | None) -> int:
+    """Play histories of the simulation on all processors; return an exit code."""
+    print(f"simulated histories from seed {seed}, {SIMULATED_MINUTES} minutes", flush=True)
+    command = [sys.executable, "-m", "tests.simulation", "--seeds", f"{seed}:"]
+    return subprocess.run([*command, "--minutes", str(SIMULATED_MINUTES)], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH, MOUNT_ATTR_RDONLY = 1, 4, 1
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
 EXIT_SETUP = 125
-LOOK_AGAIN_S = 0.005
+LOOK_AGAIN_S = 0.005, 0.25
 EXIT_NO_COMMAND = 127
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
@@ -111,13 +111,15 @@ def _wait(child: int, sweep: bool) -> NoReturn:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     with contextlib.suppress(ChildProcessError):
+        pause_s = LOOK_AGAIN_S[0]
         while sweep:  # orphans come back to this process, so that none gets away
             for pid in _descendants():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             # One may have been passed over, its parent gone while /proc was read: look again.
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(LOOK_AGAIN_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LOOK_AGAIN_S[1])
     os._exit(code)
 
 

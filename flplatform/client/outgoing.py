@@ -50,7 +50,22 @@ def prepare(
     drafts = work / DRAFTS
     shutil.rmtree(drafts, ignore_errors=True)
     drafts.mkdir(PRIVATE_DIR)
-    path = _filter(work / outcome.file, base, filters, drafts)
+    try:
+        return _prepare(work / outcome.file, drafts, outcome, base, filters, task)
+    finally:
+        shutil.rmtree(drafts, ignore_errors=True)
+
+
+def _prepare(
+    path: Path,
+    drafts: Path,
+    outcome: Outcome,
+    base: Path | None,
+    filters: Sequence[Component],
+    task: Task,
+) -> ModelRef:
+    work = path.parent
+    path = _filter(path, base, filters, drafts)
     if outcome.update and base is not None:
         anew = path if filters else None
         path = _update(work / outcome.update, anew, base, drafts, delta=outcome.delta)
@@ -62,7 +77,6 @@ def prepare(
         path.replace(work / RESULT_FILE)  # the state may link what lay there
     if outcome.update:
         (work / outcome.update).unlink(missing_ok=True)
-    shutil.rmtree(drafts, ignore_errors=True)
     return blob
 
 

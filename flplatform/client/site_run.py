@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from flplatform.client.box import Box, remove
 from flplatform.client.executors import Outcome, RunProcess, RunProcessCrashed, RunSpec
 from flplatform.client.policy import Plan
 from flplatform.client.retrying import persist
@@ -17,10 +18,11 @@ from flplatform.core.errors import (
     ResourceExhaustedError,
 )
 from flplatform.core.job import CODE_FOLDER
-from flplatform.core.messages import Task, TaskFailure
+from flplatform.core.messages import TRAIN, Task, TaskFailure
 from flplatform.core.strict import Strict
 from flplatform.files.durable import private_dir
 from flplatform.files.shortage import demand_room, explaining_shortage
+from flplatform.files.threads import in_thread
 from flplatform.security.kit import Kit
 from flplatform.security.package import Package
 
@@ -29,8 +31,12 @@ log = logging.getLogger(__name__)
 MAX_CRASHES = 3
 """A task whose process crashes so often has failed."""
 
-COPIES = 2
-"""Models that a task leaves on the disk for a while: the code's own, and the copy that is sent."""
+PROCESS_FOLDER = "process"
+"""Folder of the run process, below the run's."""
+
+COPIES = 3
+"""Models that training leaves on the disk for a while: the code's own, the parent's copy, and what
+is made of it to be sent."""
 
 SMALL_BYTES = 1 << 20
 """Room for everything else that a task leaves."""
@@ -77,6 +83,7 @@ class SiteRun:
         self._process: RunProcess | None = None
         self._closed = False
         self.troubles = Troubles()
+        self._room = 0  # bytes that a try before was short of
         self.turn = asyncio.Lock()
         """Held while a task is at work, and until a trained state is settled."""
         self.last_model: Path | None = None
@@ -145,11 +152,13 @@ class SiteRun:
             ResourceExhaustedError: it has not, or this machine is short of something else. The
                 process has ended: the next one starts from the state that is committed.
         """
-        room = COPIES * model.stat().st_size + SMALL_BYTES if model else SMALL_BYTES
+        trained = COPIES * model.stat().st_size if model and task.id.kind == TRAIN else 0
+        room = max(trained + SMALL_BYTES, self._room)
+        result: Outcome | TaskFailure | RunProcessCrashed | None = None
         try:
             with explaining_shortage():
+                await in_thread(self._clear, work)
                 demand_room(self.folder, room)
-                result: Outcome | TaskFailure | RunProcessCrashed
                 try:
                     process = await self._ready()
                     result = await process.execute(task, model, work)
@@ -160,7 +169,21 @@ class SiteRun:
                 return result
         except ResourceExhaustedError:
             await self.abort()
-            raise
+            with explaining_shortage():
+                left = await in_thread(self._clear, work)
+            if result is None:
+                self._room = max(self._room, 2 * left + SMALL_BYTES)  # the code's, and the copy
+                raise
+            demand_room(self.folder, room)
+            return result  # it was the task's own leavings that took the room
+
+    def _clear(self, work: Path) -> int:
+        """Remove what tries before have left, in the box and beside it; return its bytes."""
+        remove(work)
+        box = Box(self.folder / PROCESS_FOLDER)
+        left = sum(path.lstat().st_size for path in box.box.rglob("*") if path.is_file())
+        box.clear()
+        return left
 
     async def warm_up(self) -> None:
         """Start the run process before its first task."""
@@ -177,7 +200,7 @@ class SiteRun:
             spec = RunSpec(
                 run=self.run,
                 site=self._kit.identity.name,
-                folder=self.folder / "process",
+                folder=self.folder / PROCESS_FOLDER,
                 code=self.folder / CODE_FOLDER,
                 kit=self._kit.folder,
                 log=private_dir(self._kit.folder / "logs") / f"run-{self.run}.log",
@@ -210,9 +233,11 @@ class SiteRun:
 
     async def abort(self) -> None:
         """End the run process and everything that it started."""
-        process, self._process = self._process, None
+        process = self._process
         if process:
-            await process.abort()
+            await process.abort()  # may be cancelled: until it is through the process is known
+            if self._process is process:
+                self._process = None
 
 
 def _last_words(text: str) -> str:

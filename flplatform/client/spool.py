@@ -33,6 +33,7 @@ from flplatform.core.errors import (
 )
 from flplatform.core.messages import ModelRef, TaskId
 from flplatform.core.strict import Strict, parse_json
+from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import fsync_dir, private_dir, sync, write_atomic
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,17 @@ class Spool:
             entry = self._entry(task_id)
             return _read(entry) if entry.exists() else None
 
+    def is_whole(self, result: SpooledResult) -> bool:
+        """Return whether the model of a result is here, byte for byte, if it has one.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if result.blob is None:
+            return True
+        path = self.file(result.task_id)
+        return path.exists() and digest_of_file(path)[0] == result.blob.digest
+
     def file(self, task_id: TaskId) -> Path:
         """Return the model file of a task's result."""
         return self._entry(task_id) / RESULT_FILE
@@ -210,9 +222,9 @@ class Spool:
         if (settled / STATE_FOLDER).is_dir():
             newest = target / str(int(current.name) + 1 if current else 1)
             os.rename(settled / STATE_FOLDER, newest)
-            fsync_dir(target)
-            fsync_dir(settled)
             current = newest
+        fsync_dir(target)  # also where the try before could not: older ones go only after it
+        fsync_dir(settled)
         for generation in target.iterdir():
             if generation != current:
                 shutil.rmtree(generation)

@@ -238,12 +238,15 @@ class TaskLoop:
         """Download a task's model, if it has one, in the form in which it crosses the wire."""
         if task.model is None or task.wire is None:
             return await self.fetch(task.model, run.troubles) if task.model else None
-        if task.wire_codec == PACKED and await asyncio.to_thread(
-            self._blobs.has_whole, task.model.digest
-        ):
+        digest = task.model.digest
+
+        async def has(digest: str) -> bool:
+            return await self._make(run, task, lambda: self._blobs.has_whole(digest))
+
+        if task.wire_codec == PACKED and await has(digest):
             return self._blobs.path(task.model.digest)
         known = self._decoded.get(task.wire.digest)
-        if known is None or not await asyncio.to_thread(self._blobs.has_whole, known):
+        if known is None or not await has(known):
             wire = await self.fetch(task.wire, run.troubles)
             known = await self._make(run, task, lambda: decode_model(self._blobs, task, wire))
             self._decoded[task.wire.digest] = known
@@ -308,7 +311,10 @@ class TaskLoop:
             log.warning("task %s: the server refused the result: %s", entry.task_id, error)
             await self._fail(entry.task_id, TaskFailure(f"the server refused it: {error}"))
         except (DataLossError, FileNotFoundError) as error:
-            log.error("task %s: its result is lost and made again: %s", entry.task_id, error)
+            if await in_thread(self._spool.is_whole, entry):  # then it is the server's loss
+                await self._fail(entry.task_id, TaskFailure(f"the server cannot use it: {error}"))
+            else:
+                log.error("task %s: its result is lost and made again: %s", entry.task_id, error)
         state = run.state if run and adopt else None
 
         async def settle() -> None:

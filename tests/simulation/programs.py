@@ -10,7 +10,7 @@ from io import FileIO
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from flplatform.client import executors, session, spool
+from flplatform.client import executors, session, site_run, spool
 from flplatform.core import events
 from flplatform.core import model as core_model
 from flplatform.core.errors import DataLossError, ResourceExhaustedError
@@ -49,6 +49,12 @@ def _demand_digest(path: SimPath, expected: str) -> None:
 def _demand_room(folder: SimPath, count: int) -> None:
     if SimShutil.disk_usage(folder).free < count:
         raise ResourceExhaustedError("the disk is full")
+
+
+def _clear(_run: site_run.SiteRun, work: SimPath) -> int:
+    """Remove what a try before has left; the simulated process keeps nothing in a box."""
+    SimShutil.rmtree(work, ignore_errors=True)
+    return 0
 
 
 def _set_aside(handle: int, _offset: int, _count: int) -> bool:
@@ -121,6 +127,7 @@ def install() -> None:
     )
     vars(spool).update(os=SimOs(), Path=SimPath)
     vars(blobs).update(os=SimOs(), time=SimpleNamespace(time=now, monotonic=now))
+    site_run.SiteRun._clear = _clear
     _remember()
     # Nobody asks here for all tasks of all loops.
     vars(asyncio.tasks)["_all_tasks"].add = lambda _task: None

@@ -117,7 +117,7 @@ def test_what_cannot_be_stored_is_not_learnt(people, book, tmp_path):
     assert denied(mine) == []
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"orders": 1}', b'{"orders": ["%%"], "more": 1}'])
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"orders": 1}'])
 def test_a_malformed_request_is_refused(book, text):
     with pytest.raises(InvalidArgumentError):
         book().take(text)

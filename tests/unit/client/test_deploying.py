@@ -71,7 +71,7 @@ def test_the_answer_is_the_policys() -> None:
     }
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", json.dumps({**QUESTION, "more": 1}).encode()])
+@pytest.mark.parametrize("body", [b"", b"[]", json.dumps({**QUESTION, "data": 1}).encode()])
 def test_a_body_that_is_no_question_is_refused(body: bytes) -> None:
     with pytest.raises(FLError):
         ask(Policy(), body)

@@ -14,6 +14,7 @@ import pytest
 
 from flplatform.client import retrying, site_run
 from flplatform.client import site_runs as module
+from flplatform.client.box import Box
 from flplatform.client.executors import RunProcessCrashed
 from flplatform.client.policy import Policy
 from flplatform.client.requests import StartBody
@@ -309,9 +310,13 @@ def test_a_run_number_stands_for_one_job(world):
     async def go():
         runs = world.runs()
         await runs.accept(*world.offer(run=1, number=1))
-        await refused(runs.accept(*world.offer(run=1, number=2, data=other)), error=InvalidArgumentError)
+        await refused(
+            runs.accept(*world.offer(run=1, number=2, data=other)), error=InvalidArgumentError
+        )
         again = world.runs()
-        await refused(again.accept(*world.offer(run=1, number=2, data=other)), error=InvalidArgumentError)
+        await refused(
+            again.accept(*world.offer(run=1, number=2, data=other)), error=InvalidArgumentError
+        )
         await runs.close()
 
     play(go())
@@ -336,7 +341,7 @@ def test_a_run_is_started_anew_by_another_order(world, processes):
         assert not (world.home / "run-1" / "state").exists()
         # Whoever still holds the old run gets no process out of it.
         with pytest.raises(FailedPreconditionError, match="run 1 has ended here"):
-            await first.execute(TASK, None, world.folder)
+            await first.execute(TASK, None, world.folder / "work")
         await refused(runs.accept(*world.offer(run=1, number=1, data=data)), "single start")
         assert runs.recorded(again[0], again[3]) is not None
         await runs.close()
@@ -440,7 +445,7 @@ def test_a_crash_is_noted_with_the_last_line_that_says_something(world, processe
         await runs.accept(*world.offer(gpus={"site-1": 2}))
         tail = "Root cause\n  exitcode: -9 (SIGKILL)\n====="
         processes.script.append(RunProcessCrashed("rank 1 went first", tail))
-        await runs.get(1).execute(TASK, None, world.folder)
+        await runs.get(1).execute(TASK, None, world.folder / "work")
         assert [line["text"] for line in runs.get(1).troubles.lines] == [
             "rank 1 went first: exitcode: -9 (SIGKILL)"
         ]
@@ -454,9 +459,9 @@ def test_processes_that_a_failure_has_ended_are_started_anew_without_a_crash(wor
         runs = world.runs()
         await runs.accept(*world.offer(gpus={"site-1": 2}))
         run = runs.get(1)
-        await run.execute(TASK, None, world.folder)
+        await run.execute(TASK, None, world.folder / "work")
         processes.made[-1].spent = True
-        assert await run.execute(TASK, None, world.folder) == "done"
+        assert await run.execute(TASK, None, world.folder / "work") == "done"
         assert [each.state for each in processes.made] == ["aborted", "running"]
         assert run.troubles.lines == []
         await runs.close()
@@ -537,7 +542,7 @@ def test_a_run_is_resumed(world, accepted, processes):
         assert runs.numbers() == [1]
         await settle()
         assert processes.made == []  # it starts with its first task
-        assert await runs.get(1).execute(TASK, None, world.folder) == "done"
+        assert await runs.get(1).execute(TASK, None, world.folder / "work") == "done"
         assert len(processes.made) == 1
         await runs.close()
 
@@ -701,11 +706,11 @@ def test_a_crash_is_tried_again(world, processes):
         await runs.accept(*world.offer())
         run = runs.get(1)
         processes.script[:] = [RunProcessCrashed("crashed")] * (site_run.MAX_CRASHES - 1)
-        assert await run.execute(TASK, None, world.folder) == "done"
+        assert await run.execute(TASK, None, world.folder / "work") == "done"
         assert len(processes.made) == site_run.MAX_CRASHES
         processes.script[:] = [RunProcessCrashed("crashed", "tail")] * site_run.MAX_CRASHES
         with pytest.raises(RunProcessCrashed, match="crashed") as error:
-            await run.execute(TASK, None, world.folder)
+            await run.execute(TASK, None, world.folder / "work")
         assert error.value.log_tail == "tail"
         assert all(process.state == "aborted" for process in processes.made)
         assert not run.turn.locked()
@@ -726,7 +731,7 @@ def test_a_start_that_fails_is_told_with_the_first_task(world, processes, monkey
             await settle()
         assert "its process does not start: no interpreter" in caplog.text
         with pytest.raises(RunProcessCrashed, match="no interpreter"):
-            await runs.get(1).execute(TASK, None, world.folder)
+            await runs.get(1).execute(TASK, None, world.folder / "work")
         await runs.close()
 
     play(go())
@@ -744,7 +749,7 @@ def test_a_shortage_is_waited_for_with_a_new_process_and_is_no_crash(world, proc
         await runs.accept(*world.offer())
         run = runs.get(1)
         processes.script[:] = [short(number)] * (site_run.MAX_CRASHES + 1)
-        assert await run.execute(TASK, None, world.folder) == "done"
+        assert await run.execute(TASK, None, world.folder / "work") == "done"
         assert len(processes.made) == site_run.MAX_CRASHES + 2
         assert run.troubles.held_up == ""
         assert len(run.troubles.lines) == 1
@@ -761,7 +766,7 @@ def test_what_fails_while_the_disk_has_no_room_is_tried_when_it_has(
 
     def look(folder, count):
         looks.append(count)
-        if len(looks) == 2:
+        if len(looks) in (2, 3):  # after the failure, and when its leavings are gone
             raise ResourceExhaustedError("no room")
 
     looks: list[int] = []
@@ -773,8 +778,8 @@ def test_what_fails_while_the_disk_has_no_room_is_tried_when_it_has(
         await runs.accept(*world.offer())
         monkeypatch.setattr(site_run, "demand_room", look)
         processes.script[:] = [outcome]
-        assert await runs.get(1).execute(TASK, model, world.folder) == "done"
-        assert set(looks) == {2000 + site_run.SMALL_BYTES}
+        assert await runs.get(1).execute(TASK, model, world.folder / "work") == "done"
+        assert set(looks) == {3000 + site_run.SMALL_BYTES}
         await runs.close()
 
     play(go())
@@ -792,7 +797,7 @@ def test_a_task_does_not_begin_without_room_for_its_result(world, processes, mon
                 raise refusals.pop()
 
         monkeypatch.setattr(site_run, "demand_room", look)
-        assert await run.execute(TASK, None, world.folder) == "done"
+        assert await run.execute(TASK, None, world.folder / "work") == "done"
         assert not refusals
         await runs.close()
 
@@ -813,6 +818,104 @@ def test_a_full_disk_is_waited_for_when_a_run_is_taken_on(world, monkeypatch):
         monkeypatch.setattr(module, "write_atomic", full)
         assert await runs.accept(*world.offer())
         assert not refusals
+        await runs.close()
+
+    play(go())
+
+
+def box_of(run):
+    """Return where the job's code leaves what it makes."""
+    box = Box(run.folder / site_run.PROCESS_FOLDER)
+    return box.box
+
+
+def test_a_failure_whose_own_leavings_fill_the_disk_is_an_answer(world, processes, monkeypatch):
+    """And not a shortage to be waited for: nobody else would make room."""
+
+    def look(folder, count):
+        if (box_of(runs.get(1)) / "state.bin").exists():
+            raise ResourceExhaustedError("no room")
+
+    async def leave(self, task, model, work):
+        (box_of(runs.get(1)) / "state.bin").write_bytes(bytes(1000))
+        return TaskFailure("ValueError: a plain defect")
+
+    runs = world.runs()
+
+    async def go():
+        await runs.accept(*world.offer())
+        monkeypatch.setattr(site_run, "demand_room", look)
+        monkeypatch.setattr(processes, "execute", leave)
+        found = await runs.get(1).execute(TASK, None, world.folder / "work")
+        assert found.error == "ValueError: a plain defect"
+        assert not any(box_of(runs.get(1)).iterdir())
+        await runs.close()
+
+    play(go())
+
+
+def test_the_results_of_tasks_before_take_no_room_from_the_next(world, monkeypatch):
+    def look(folder, count):
+        assert not any(box_of(runs.get(1)).iterdir())
+
+    runs = world.runs()
+
+    async def go():
+        await runs.accept(*world.offer())
+        (box_of(runs.get(1)) / "result.safetensors").write_bytes(bytes(1000))
+        monkeypatch.setattr(site_run, "demand_room", look)
+        assert await runs.get(1).execute(TASK, None, world.folder / "work") == "done"
+        await runs.close()
+
+    play(go())
+
+
+def test_what_did_not_fit_is_demanded_before_the_next_try(world, processes, monkeypatch):
+    async def full(self, task, model, work):
+        monkeypatch.setattr(processes, "execute", done)
+        (box_of(runs.get(1)) / "state.bin").write_bytes(bytes(5_000_000))
+        raise short(errno.ENOSPC)
+
+    async def done(self, task, model, work):
+        return "done"
+
+    demanded: list[int] = []
+    runs = world.runs()
+
+    async def go():
+        await runs.accept(*world.offer())
+        monkeypatch.setattr(site_run, "demand_room", lambda _, count: demanded.append(count))
+        monkeypatch.setattr(processes, "execute", full)
+        assert await runs.get(1).execute(TASK, None, world.folder / "work") == "done"
+        assert demanded == [site_run.SMALL_BYTES, 10_000_000 + site_run.SMALL_BYTES]
+        await runs.close()
+
+    play(go())
+
+
+def test_a_process_is_known_until_its_end_is_through(world, processes, monkeypatch):
+    """An end that was cut off by a cancel is asked for again, else the tree would live on."""
+    begun, ends = asyncio.Event(), []
+
+    async def slowly(self):
+        ends.append(self)
+        if len(ends) == 1:
+            begun.set()
+            await asyncio.Event().wait()
+        self.state = "aborted"
+
+    async def go():
+        runs = world.runs()
+        await runs.accept(*world.offer())
+        await settle()
+        monkeypatch.setattr(processes, "abort", slowly)
+        processes.script[:] = [short(errno.ENOSPC)]
+        task = asyncio.create_task(runs.get(1).execute(TASK, None, world.folder / "work"))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [each.state for each in ends] == ["aborted", "aborted"]
         await runs.close()
 
     play(go())

@@ -21,6 +21,7 @@ from flplatform.client.troubles import Troubles
 from flplatform.core.config import Component, SitePolicy
 from flplatform.core.errors import (
     AlreadyExistsError,
+    DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -119,6 +120,8 @@ class FakeSession:
         answer = script[key].pop(0) if script.get(key) else None
         if isinstance(answer, asyncio.Event):
             await answer.wait()
+        elif callable(answer):
+            answer()
         elif answer is not None:
             raise answer
 
@@ -600,8 +603,15 @@ def test_a_result_whose_bytes_are_gone_is_made_again(world, cut):
         world.commit(TRAIN)
         async with world.loop() as session:
             file = world.spool.file(TaskId.parse(TRAIN))
-            error = {"gone": FileNotFoundError(file), "short": module.DataLossError("ends at 5")}
-            session.uploads[TRAIN] = [error[cut]]
+
+            def lose():
+                if cut == "gone":
+                    file.unlink()
+                    raise FileNotFoundError(file)
+                os.truncate(file, 5)
+                raise DataLossError("ends at 5")
+
+            session.uploads[TRAIN] = [lose]
             await session.until(lambda: f"upload {TRAIN}" in session.calls)
             await world.idle()
             session.offer()
@@ -972,6 +982,21 @@ def test_a_run_that_is_taken_on_is_asked_about_at_once(world):
             world.accepted.set()
             await session.until(lambda: len(session.asked) == 2)
             assert list(session.asked[1].runs) == [7, 8, 9]
+
+    play(go())
+
+
+def test_what_the_server_has_lost_is_told_and_not_trained_again(world):
+    """Its base is damaged there: the same result would come to the same end, for ever."""
+
+    async def go():
+        async with world.loop() as session:
+            session.answers[TRAIN] = [DataLossError("blob x is damaged")]
+            session.offer(TRAIN)
+            await session.until(lambda: len(session.submitted) == 1)
+            await world.idle()
+            assert "blob x is damaged" in session.submitted[0].failure.error
+            assert world.entries == []
 
     play(go())
 

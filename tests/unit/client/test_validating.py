@@ -61,7 +61,7 @@ def test_a_site_that_is_busy_says_so() -> None:
     assert error.value.rule == "environments.yml: max_runs = 2"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", json.dumps({**QUESTION, "more": 1}).encode()])
+@pytest.mark.parametrize("body", [b"", b"[]", json.dumps({**QUESTION, "data": 1}).encode()])
 def test_a_body_that_is_no_question_is_refused(body: bytes) -> None:
     with pytest.raises(FLError):
         ask(Policy(), body)

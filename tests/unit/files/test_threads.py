@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from flplatform.core.errors import ResourceExhaustedError
 from flplatform.files.threads import GIVE_WAY, give_way, in_thread
 
 
@@ -40,6 +41,47 @@ def test_whoever_is_cancelled_goes_on_only_after_the_work(
     with caplog.at_level(logging.WARNING):
         asyncio.run(scene())
     assert "half done" in caplog.text
+
+
+def test_a_second_cancel_does_not_get_ahead_of_the_work_either() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert go.wait(10)
+
+    async def scene() -> None:
+        task = asyncio.create_task(in_thread(work))
+        await asyncio.to_thread(begun.wait, 10)
+        for _ in range(3):
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=0.02)
+            assert not done
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scene())
+
+
+def test_no_thread_left_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scene() -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(ResourceExhaustedError) as caught:
+            await in_thread(int)
+        assert caught.value.rule == "processes"
+        monkeypatch.undo()
+
+    asyncio.run(scene())
+    with pytest.raises(RuntimeError, match="another"):
+        asyncio.run(in_thread(_fail))
+
+
+def _fail() -> None:
+    raise RuntimeError("another")
 
 
 @pytest.mark.may_skip

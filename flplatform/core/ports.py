@@ -106,6 +106,7 @@ class BlobStore(Protocol):
         Raises:
             NotFoundError: no such blob.
             DataLossError: its bytes are not what they were.
+            UnavailableError: it cannot be read now.
         """
 
     def receive(

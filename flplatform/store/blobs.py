@@ -14,6 +14,7 @@ from contextlib import suppress
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from flplatform.core.errors import (
     DataLossError,
@@ -70,6 +71,7 @@ class FileBlobStore:
         self._lock = threading.Lock()
         self._active: dict[str, _FileWriter] = {}
         self._checked: set[str] = set()
+        self._locks: WeakValueDictionary[str, threading.RLock] = WeakValueDictionary()
         self._collected = time.monotonic()
         remove_temporaries(root)
         self.collect()
@@ -100,14 +102,15 @@ class FileBlobStore:
 
     def has_whole(self, digest: str) -> bool:
         """Return whether the blob is here and `checked`; a damaged one makes room for another."""
-        try:
-            self.checked(digest)
-        except NotFoundError:
-            return False
-        except DataLossError as error:
-            log.error("it is dropped and wanted again: %s", error)
-            self.delete(digest)
-            return False
+        with self._reading(digest):
+            try:
+                self.checked(digest)
+            except NotFoundError:
+                return False
+            except DataLossError as error:
+                log.error("it is dropped and wanted again: %s", error)
+                self.delete(digest)
+                return False
         return True
 
     def path(self, digest: str) -> Path:
@@ -127,19 +130,31 @@ class FileBlobStore:
 
         Raises:
             NotFoundError: no such blob.
-            DataLossError: its bytes are not what they were, or cannot be read.
+            DataLossError: its bytes are not what they were.
+            UnavailableError: it cannot be read now.
             ResourceExhaustedError: no descriptor is left.
             ModelFormatError: `digest` is not one.
         """
         path = self.path(digest)
         if digest not in self._checked:
-            try:
-                with explaining_shortage():
-                    demand_digest(path, digest)
-            except OSError as error:
-                raise DataLossError(f"{path} cannot be read: {error}") from error
-            self._checked.add(digest)
+            with self._reading(digest):  # whoever else needs it waits instead of reading it, too
+                if digest not in self._checked:
+                    self._read_through(path, digest)
         return path
+
+    def _read_through(self, path: Path, digest: str) -> None:
+        try:
+            with explaining_shortage():
+                demand_digest(path, digest)
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no blob {digest}") from None
+        except OSError as error:
+            raise UnavailableError(f"{path} cannot be read: {error}") from error
+        self._checked.add(digest)
+
+    def _reading(self, digest: str) -> "threading.RLock":
+        with self._lock:
+            return self._locks.setdefault(digest, threading.RLock())
 
     def receive(
         self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None = None

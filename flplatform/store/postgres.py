@@ -93,6 +93,7 @@ class PostgresDatabase:
 
     Args:
         url: of the backend postgresql; its query holds libpq's parameters.
+        read_silence_s: how long readers hear nothing until they give up; `READ_SILENCE_S` if None.
 
     Raises:
         ConfigError: the URL asks for another driver, or psycopg is not installed.
@@ -101,7 +102,7 @@ class PostgresDatabase:
     ping_s: float | None = PING_S
     remote = True
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, read_silence_s: float | None = None) -> None:
         self._password = url.password or str(url.query.get("password", ""))
         self.name = _name(url)
         if url.drivername not in ("postgresql", DRIVER):
@@ -112,7 +113,13 @@ class PostgresDatabase:
             raise ConfigError("state_url: the host holds an @", hint="write %40 in a password")
         url = url.set(drivername=DRIVER)
         self._writers = self._engine(url, SILENCE_S, STATEMENT_TIMEOUT_S, poolclass=NullPool)
-        self.engine = self._engine(url, READ_SILENCE_S, 0.0, pool_size=READERS, pool_pre_ping=True)
+        self.engine = self._engine(
+            url,
+            READ_SILENCE_S if read_silence_s is None else read_silence_s,
+            0.0,
+            pool_size=READERS,
+            pool_pre_ping=True,
+        )
         self._session: tuple[int, str] | None = None
 
     @staticmethod

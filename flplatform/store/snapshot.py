@@ -28,6 +28,9 @@ from flplatform.store.schema import EVENTS, STEPS
 from flplatform.store.sqlite import BUSY_TIMEOUT_S
 from flplatform.store.state import SqlStateStore
 
+SCAN_SILENCE_S = 600.0
+"""A scan of a whole log says nothing until it is through."""
+
 _VERSION = text("SELECT version FROM schema_version")
 
 
@@ -146,7 +149,7 @@ def _reading(target: str | Path) -> tuple[str, Engine, AbstractContextManager[No
                 raise NotFoundError(f"there is no event log {path}", hint="was a server started?")
             return str(path), _sqlite(path), _explained(path)
         case "postgresql":
-            database = PostgresDatabase(url)
+            database = PostgresDatabase(url, SCAN_SILENCE_S)
             return database.name, database.engine, database.explained()
         case other:
             raise ConfigError(f"state_url: no state can be kept in {other}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -496,3 +497,43 @@ def test_whoever_comes_again_after_a_failed_sync_has_the_name_synced(
         writer.commit()
     assert store.receive("t", REF).missing_bytes == 0
     assert len(synced) == 2
+
+
+def test_what_cannot_be_read_now_is_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FileBlobStore(tmp_path).create(lambda path: path.write_bytes(DATA) and None)
+    store = FileBlobStore(tmp_path)
+
+    def fail(path: Path, digest: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(blobs, "demand_digest", fail)
+    with pytest.raises(UnavailableError, match="cannot be read"):
+        store.has_whole(REF.digest)
+    monkeypatch.undo()
+    assert store.has_whole(REF.digest)
+
+
+def test_many_who_need_a_blob_read_it_once_and_no_late_verdict_takes_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real, read = damaged(tmp_path), blobs.demand_digest, []
+
+    def slowly(path: Path, digest: str) -> None:
+        read.append(path)
+        time.sleep(0.05)
+        real(path, digest)
+
+    monkeypatch.setattr(blobs, "demand_digest", slowly)
+
+    def receive_again(number: int) -> None:
+        writer = store.receive(f"t{number}", REF)
+        if writer.missing_bytes:
+            writer.write(DATA[writer.offset :])
+        writer.commit()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(receive_again, range(8)))
+    assert len(read) == 1
+    assert (tmp_path / NAME).read_bytes() == DATA

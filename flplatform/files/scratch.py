@@ -11,6 +11,10 @@ from pathlib import Path
 
 from flplatform.files.lock import is_same
 
+FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DRAWN = 8
+"""Characters that `mkdtemp` puts behind a prefix."""
+
 
 @contextmanager
 def scratch_folder(prefix: str, beside: Path | None = None) -> Iterator[Path]:
@@ -24,7 +28,7 @@ def scratch_folder(prefix: str, beside: Path | None = None) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     place = beside or Path(tempfile.gettempdir())
-    for leftover in place.glob(f"{prefix}*"):
+    for leftover in place.glob(prefix + "?" * DRAWN):
         _clear(leftover)
     folder, lock = _make(place, prefix)
     try:
@@ -37,11 +41,15 @@ def scratch_folder(prefix: str, beside: Path | None = None) -> Iterator[Path]:
 def _make(place: Path, prefix: str) -> tuple[Path, int]:
     while True:  # another process may clear the folder away before it is locked
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+        try:
             lock = _lock(folder)
-            if is_same(lock, folder):
-                return folder, lock
-            os.close(lock)
+        except (FileNotFoundError, BlockingIOError):
+            continue
+        except OSError:  # a file system without locks: nobody clears anything away on it
+            return folder, os.open(folder, FLAGS)
+        if is_same(lock, folder):
+            return folder, lock
+        os.close(lock)
 
 
 def _lock(folder: Path) -> int:
@@ -51,8 +59,7 @@ def _lock(folder: Path) -> int:
         BlockingIOError: another process holds it.
         OSError: it is gone, or no folder.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(folder, flags)
+    handle = os.open(folder, FLAGS)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:

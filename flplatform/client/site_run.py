@@ -111,7 +111,7 @@ class SiteRun:
             self._phase = (phase, time.monotonic())
 
     async def execute(self, task: Task, model: Path | None, work: Path) -> Outcome | TaskFailure:
-        """Have the run process do a task; start it again if it crashes.
+        """Have the run process do a task; start it again if it crashes, also while it starts.
 
         Raises:
             RunProcessCrashed: it crashed on this task again and again.
@@ -129,8 +129,6 @@ class SiteRun:
                         raise found
                     return found
                 except RunProcessCrashed as error:
-                    if self._process is None:
-                        raise  # it did not even start
                     log.warning("run %d: %s crashed (%d): %s", self.run, task.id, crashes, error)
                     self.troubles.held_up = f"crashed {crashes} of {MAX_CRASHES}"
                     last = _last_words(error.log_tail)

@@ -730,8 +730,30 @@ def test_a_start_that_fails_is_told_with_the_first_task(world, processes, monkey
             assert await runs.accept(*world.offer())
             await settle()
         assert "its process does not start: no interpreter" in caplog.text
+        caplog.clear()
         with pytest.raises(RunProcessCrashed, match="no interpreter"):
             await runs.get(1).execute(TASK, None, world.folder / "work")
+        assert caplog.text.count("crashed (") == site_run.MAX_CRASHES
+        await runs.close()
+
+    play(go())
+
+
+def test_a_process_that_is_killed_while_it_starts_is_started_again(world, processes, monkeypatch):
+    real, kills = processes.start, [RunProcessCrashed("was killed by SIGKILL")] * 2
+
+    async def start(self):
+        if kills:
+            raise kills.pop()
+        await real(self)
+
+    async def go():
+        runs = world.runs()
+        monkeypatch.setattr(processes, "start", start)
+        await runs.accept(*world.offer())
+        await settle()
+        assert await runs.get(1).execute(TASK, None, world.folder / "work") == "done"
+        assert not kills
         await runs.close()
 
     play(go())

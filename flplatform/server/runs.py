@@ -137,6 +137,8 @@ class Runs:
             else:
                 self._clients.presume(actor.state.deployed)
                 self._start(actor)
+                # Who is presumed to be there makes no change when he comes: decide now.
+                self._background.later(_quietly(actor))
                 log.info(
                     "run %d goes on: %s, round %d",
                     actor.run,

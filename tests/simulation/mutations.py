@@ -210,7 +210,7 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
 FIRST_SEEDS = {
     "train again after a restart": 240,
     "count duplicates": 80,
-    "no fsync of spooled results": 30,
+    "no fsync of spooled results": 815,
     "no fsync of accepted runs": 20,
     "settle before the answer": 20,
     "forget what a dead site received": 25,

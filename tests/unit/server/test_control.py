@@ -101,7 +101,8 @@ class Submission:
             "certificate": self._federation.open(self.author).chain,
         }
         model = more.pop("model", self.model)
-        return pack({"job.yml": JOB.encode()}, model, **fields | more)
+        text = JOB + more.pop("comment", "")
+        return pack({"job.yml": text.encode()}, model, **fields | more)
 
     def upload(self, data: bytes) -> str:
         ref = self._scene.blobs.create(lambda path: path.write_bytes(data) and None)
@@ -177,7 +178,7 @@ def test_the_same_submission_again_is_the_same_run_whatever_has_changed_since(
         scene.clients.remove("b")
         scene.blobs.delete(f"blake3:{submission.digest}")
         assert await control.submit(order, "amy", None) == 1
-        submission.digest = submission.upload(submission.package(job="tiny"))
+        submission.digest = submission.upload(submission.package(comment="# changed\n"))
         error = await refused(control.submit(submission.order(), "amy", None))
         assert type(error) is AlreadyExistsError
         assert control.active_runs() == [1]

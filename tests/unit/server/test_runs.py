@@ -279,6 +279,26 @@ def test_a_restart_goes_on_with_what_has_not_ended(scene: Scene) -> None:
     play(it())
 
 
+def test_a_run_that_lacked_nothing_but_a_site_goes_on_after_a_restart(scene: Scene) -> None:
+    """All sites of a run are presumed to be there then: none of them makes a change by coming."""
+
+    async def it() -> None:
+        scene.obeying("a")
+        scene.live("b")
+        await scene.submit(min_clients=2)
+        await until(lambda: scene.events(1, ev.SiteAnswered))
+        scene.clients.remove("a")
+        scene.obeying("b")
+        await until(lambda: len(scene.events(1, ev.SiteAnswered)) == 2)
+        await settle()
+        assert scene.actor().state.status == "deploying"
+        await scene.restart()
+        await until(lambda: scene.events(1, ev.RoundOpened))
+        await scene.close()
+
+    play(it())
+
+
 def test_a_run_that_ended_just_before_the_crash_is_summarised_then(scene: Scene) -> None:
     async def it() -> None:
         store = SlowStore()

@@ -338,7 +338,7 @@ def test_a_start_of_something_else_is_refused(
         control = make()
         scene.live("a", "b", "c")
         plan = await deployed(control, submission, "a", "b")
-        other = submission.upload(submission.package(author="amy"))
+        other = submission.upload(submission.package(comment="# changed\n"))
         cases = {
             "another id": submission.order(submission_id="9" * 32),
             "another package": submission.order(job_digest=other),

@@ -437,6 +437,7 @@ def test_a_damaged_blob_makes_room_for_another(tmp_path: Path) -> None:
 def test_a_damaged_blob_is_received_again(tmp_path: Path) -> None:
     writer = damaged(tmp_path).receive("t", REF)
     assert writer.missing_bytes == len(DATA)
+    writer.discard()
 
 
 def test_a_blob_is_read_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

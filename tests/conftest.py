@@ -10,6 +10,9 @@ from tests.support.postgres import Cluster, running_cluster
 
 __all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 
+# Terminals are forked; gRPC's handlers for that abort now and then while its threads are at work.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("local", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -66,6 +66,7 @@ def test_a_frozen_site_keeps_what_was_accepted_and_comes_back(faulty):
     federation.check(run, calm_digest(federation, rounds=3))
 
 
+@pytest.mark.faults_long
 def test_a_slow_site_holds_up_nobody_else(faulty):
     """A kilobyte now and then: the quorum goes on, the console answers, the rest is fast."""
     federation = faulty("site-1", "site-2", dead_after_s=3.0)

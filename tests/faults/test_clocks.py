@@ -11,6 +11,7 @@ pytestmark = pytest.mark.timeout(120)
 TWO_DAYS = 2 * 86400.0
 
 
+@pytest.mark.faults_long
 def test_an_order_beyond_the_skew_is_refused_and_names_both_clocks(faulty):
     federation = faulty("site-1", "site-2")
     federation.start_all()

@@ -74,7 +74,7 @@ def small_files(federation, name: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES if LONG else DAMAGES[:1])
-@pytest.mark.parametrize("name", ["server", "site-1"])
+@pytest.mark.parametrize("name", ["server", pytest.param("site-1", marks=LATER)])
 def test_each_damaged_file_is_repaired_or_named(faulty, name, damage):
     federation = faulty("site-1", "site-2")
     begin(federation)
@@ -109,6 +109,7 @@ def test_a_damaged_event_log_is_refused_by_name(faulty):
     assert not starts_or_names(federation, "server", path)
 
 
+@pytest.mark.faults_long
 @pytest.mark.parametrize("damage", [cut, pytest.param(Path.unlink, marks=LATER)])
 def test_a_damaged_result_in_the_spool_is_made_again(faulty, damage):
     federation = faulty("site-1", "site-2")

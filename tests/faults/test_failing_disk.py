@@ -57,7 +57,7 @@ def fail_once(federation, name: str, kind: str, match: str) -> None:
     ("name", "kind", "match"),
     [
         *(IN_DURABLE if LONG else QUICK),
-        *(ELSEWHERE if LONG else ELSEWHERE[1:2]),
+        *(ELSEWHERE if LONG else ()),
     ],
 )
 def test_a_failed_sync_ends_the_process(faulty, name, kind, match):
@@ -85,6 +85,7 @@ def test_a_state_that_cannot_be_settled_now_is_settled_before_the_next_task(faul
     finish(federation, run)
 
 
+@pytest.mark.faults_long
 def test_a_site_that_cannot_spool_waits_for_space(faulty):
     federation = faulty("site-1", "site-2")
     run = begin(federation)

@@ -19,7 +19,8 @@ DRAIN_S = 30.0
 BIG = {"rounds": 1, "floats": 1_000_000}
 
 
-@pytest.mark.parametrize("name", [pytest.param("server", marks=pytest.mark.faults_long), "site-1"])
+@pytest.mark.faults_long
+@pytest.mark.parametrize("name", ["server", "site-1"])
 def test_asked_to_end_in_the_middle_of_an_upload(faulty, name):
     federation = faulty("site-1", "site-2")
     federation.start("server")
@@ -109,8 +110,7 @@ LATER = pytest.mark.faults_long
     "phase",
     [
         pytest.param(deploying, marks=LATER),
-        training,
-        *(pytest.param(each, marks=LATER) for each in (spooling, uploading, validating)),
+        *(pytest.param(each, marks=LATER) for each in (training, spooling, uploading, validating)),
         aggregating,
     ],
 )

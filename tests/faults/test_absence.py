@@ -33,6 +33,7 @@ def counted(federation, run: int, number: int) -> list[str]:
     return [each.site for each in closed.contributions]
 
 
+@LATER
 def test_a_frozen_site_keeps_what_was_accepted_and_comes_back(faulty):
     """SIGSTOP for twice the time after which it counts as dead, after its result was accepted."""
     dead_after_s = 1.5

@@ -75,7 +75,8 @@ def test_a_failed_sync_ends_the_process(faulty, name, kind, match):
 SETTLING = [("rename", "adopting"), ("fsync", "target.json")]
 
 
-@pytest.mark.parametrize(("kind", "match"), SETTLING if LONG else SETTLING[:1])
+@pytest.mark.faults_long
+@pytest.mark.parametrize(("kind", "match"), SETTLING)
 def test_a_state_that_cannot_be_settled_now_is_settled_before_the_next_task(faulty, kind, match):
     federation = faulty("site-1", "site-2")
     run = begin(federation)

@@ -95,7 +95,7 @@ def test_cut_refused_flapping_delayed_and_slow(behind):
 
 
 @pytest.mark.parametrize(
-    "way", [*(pytest.param(way, marks=LATER) for way in ("stop_up", "stop_down")), "both"]
+    "way", [pytest.param(way, marks=LATER) for way in ("stop_up", "stop_down", "both")]
 )
 def test_frozen_and_one_way(behind, way):
     """The server takes the site for dead, `why` says so, and what was underway goes on."""

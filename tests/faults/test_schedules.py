@@ -37,4 +37,6 @@ def test_kill_schedule(faulty, tally, seed):
         federation.check(steady, federation.final_digest(federation.run_of("calm")))
         federation.check(hasty)
     except (AssertionError, TimeoutError) as error:
-        raise AssertionError(f"seed {seed}: {'; '.join(schedule.story)}") from error
+        logs = [f"{name}:\n{federation.log_text(name)[-3000:]}" for name in federation.sites]
+        story = "; ".join(schedule.story)
+        raise AssertionError("\n".join([f"seed {seed}: {story}", *logs])) from error

@@ -238,12 +238,11 @@ class TaskLoop:
         """Download a task's model, if it has one, in the form in which it crosses the wire."""
         if task.model is None or task.wire is None:
             return await self.fetch(task.model, run.troubles) if task.model else None
-        digest = task.model.digest
 
         async def has(digest: str) -> bool:
             return await self._make(run, task, lambda: self._blobs.has_whole(digest))
 
-        if task.wire_codec == PACKED and await has(digest):
+        if task.wire_codec == PACKED and await has(task.model.digest):
             return self._blobs.path(task.model.digest)
         known = self._decoded.get(task.wire.digest)
         if known is None or not await has(known):

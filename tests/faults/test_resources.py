@@ -41,7 +41,7 @@ def test_aborted_runs_leave_nothing_behind(faulty):
             abort_one(federation, console, number)
             federation.tally.fault("abort of a short run")
             federation.tally.runs += 1
-        time.sleep(1)
+        time.sleep(1)  # for what may still be started behind the last abort
         for name, base in before.items():
             now = settled(federation, name)
             told = f"{name}: {base} → {now}"

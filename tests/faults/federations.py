@@ -286,6 +286,17 @@ class Faulty(Running):
             assert self.final_digest(run) == digest, "the model is not that of the undisturbed run"
         self.tally.runs += 1
 
+    def check_against_calm(self, run: int, **settings: Any) -> None:
+        """Check a run, and that it came to the digest of the same job undisturbed.
+
+        Args:
+            run: of a reproducible job that has ended.
+            settings: of the job, see `job`.
+        """
+        done = self.console(f"submit_job {self.job('calm', **settings)} --wait")
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.check(run, self.final_digest(self.run_of("calm")))
+
     def _check_counts(self, run: int, events: Iterable[ev.Event]) -> None:
         accepted: dict[str, str] = {}
         for event in events:

@@ -50,11 +50,7 @@ def main(who: str, folder: Path) -> None:
         assert not federation.over(run), federation.events(run)[-1]
         (disk / "ballast").unlink()
         federation.wait_event(run, ev.RunEnded)
-        done = federation.console(
-            f"submit_job {federation.job('calm', rounds=ROUNDS, floats=FLOATS)} --wait"
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        federation.check(run, federation.final_digest(federation.run_of("calm")))
+        federation.check_against_calm(run, rounds=ROUNDS, floats=FLOATS)
     finally:
         print(federation.log_text("server")[-2000:], federation.log_text("site-1")[-2000:])
         federation.stop()

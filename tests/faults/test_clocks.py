@@ -68,6 +68,4 @@ def test_a_jump_of_the_wall_clock_disturbs_no_run(faulty, shift, who):
         federation.shift_clock(name, 0)
     assert federation.wait_event(run, ev.RunEnded).status == "finished"
     assert not [e for e in federation.events(run) if isinstance(e, ev.DeadlineExtended)]
-    done = federation.console(f"submit_job {federation.job('calm', rounds=4)} --wait")
-    assert done.returncode == 0, done.stdout + done.stderr
-    federation.check(run, federation.final_digest(federation.run_of("calm")))
+    federation.check_against_calm(run, rounds=4)

@@ -123,9 +123,7 @@ def test_a_damaged_result_in_the_spool_is_made_again(faulty, damage):
     federation.revive("site-1")
     assert f"{entry.name} is dropped, its task will be done again" in federation.log_text("site-1")
     federation.wait_event(run, ev.RunEnded)
-    done = federation.console(f"submit_job {federation.job('calm', rounds=3)} --wait")
-    assert done.returncode == 0, done.stdout + done.stderr
-    federation.check(run, federation.final_digest(federation.run_of("calm")))
+    federation.check_against_calm(run, rounds=3)
 
 
 @pytest.mark.faults_long

@@ -64,9 +64,7 @@ def go_on(federation, run: int) -> None:
     if not LONG:
         federation.check(run)
         return
-    done = federation.console(f"submit_job {federation.job('calm', rounds=3)} --wait")
-    assert done.returncode == 0, done.stdout + done.stderr
-    federation.check(run, federation.final_digest(federation.run_of("calm")))
+    federation.check_against_calm(run, rounds=3)
 
 
 def test_frozen_in_the_middle_of_a_run(on_postgres, postgres: Cluster):

@@ -80,9 +80,7 @@ def finish(federation, run: int, name: str, digest: bool = LONG) -> None:
     if not digest:
         federation.check(run)
         return
-    done = federation.console(f"submit_job {federation.job('calm', rounds=4)} --wait")
-    assert done.returncode == 0, done.stdout + done.stderr
-    federation.check(run, federation.final_digest(federation.run_of("calm")))
+    federation.check_against_calm(run, rounds=4)
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,7 @@ def go_on(federation, phase: str, run: int) -> None:
     for path in federation.gate.glob("*-train"):
         path.unlink()
     assert federation.wait_event(run, ev.RunEnded).status == "finished"
-    done = federation.console(f"submit_job {federation.job('calm', **PHASES[phase])} --wait")
-    assert done.returncode == 0, done.stdout + done.stderr
-    federation.check(run, federation.final_digest(federation.run_of("calm")))
+    federation.check_against_calm(run, **PHASES[phase])
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -38,9 +38,7 @@ def begin(federation, **settings) -> int:
 
 def finish(federation, run: int) -> None:
     federation.wait_event(run, ev.RunEnded)
-    done = federation.console(f"submit_job {federation.job('calm', rounds=ROUNDS)} --wait")
-    assert done.returncode == 0, done.stdout + done.stderr
-    federation.check(run, federation.final_digest(federation.run_of("calm")))
+    federation.check_against_calm(run, rounds=ROUNDS)
 
 
 def fail_once(federation, name: str, kind: str, match: str) -> None:

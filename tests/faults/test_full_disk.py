@@ -56,6 +56,4 @@ def test_no_descriptors_for_a_while(faulty, name):
     federation.wait_for(lambda: federation.fired(name), "descriptors to be missing")
     assert federation.wait_event(run, ev.RunEnded).status == "finished"
     federation.disarm(name)
-    done = federation.console(f"submit_job {federation.job('calm', rounds=4)} --wait")
-    assert done.returncode == 0, done.stdout + done.stderr
-    federation.check(run, federation.final_digest(federation.run_of("calm")))
+    federation.check_against_calm(run, rounds=4)

@@ -45,9 +45,7 @@ def test_asked_to_end_in_the_middle_of_an_upload(faulty, name):
         federation.start(name)
         federation.tally.recovered()
         federation.wait_event(run, ev.RunEnded)
-        done = federation.console(f"submit_job {federation.job('calm', **BIG)} --wait")
-        assert done.returncode == 0, done.stdout + done.stderr
-        federation.check(run, federation.final_digest(federation.run_of("calm")))
+        federation.check_against_calm(run, **BIG)
 
 
 def deploying(federation) -> int:

@@ -34,6 +34,4 @@ def test_a_server_goes_on_in_another_place(faulty, monkeypatch):
     assert federation.wait_event(run, ev.RunEnded).status == "finished"
     assert federation.events(run)[: len(before)] == before
     assert not old.exists()
-    done = federation.console(f"submit_job {federation.job('calm', rounds=3)} --wait")
-    assert done.returncode == 0, done.stdout + done.stderr
-    federation.check(run, federation.final_digest(federation.run_of("calm")))
+    federation.check_against_calm(run, rounds=3)

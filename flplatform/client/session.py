@@ -148,7 +148,7 @@ class Session:
             except aio.AioRpcError as error:
                 failure = from_rpc(error)
                 broken = isinstance(failure, UnavailableError) and not has_error(error)
-            except (asyncio.CancelledError, aio.UsageError) as error:
+            except (asyncio.CancelledError, aio.BaseError) as error:
                 failure = _closed(error)
             if isinstance(failure, DeadlineExceededError):
                 failure = UnavailableError(f"{method}: no answer within {timeout_s:g} s")
@@ -203,7 +203,7 @@ class Session:
             return await move(self._open()[1], token)
         except DeadlineExceededError as error:
             raise UnavailableError(error.message) from None
-        except (asyncio.CancelledError, aio.UsageError) as error:
+        except (asyncio.CancelledError, aio.BaseError) as error:
             raise _closed(error) from None
 
     async def persist(self, what: str, step: Callable[[], Awaitable[T]]) -> T:

@@ -56,6 +56,9 @@ PEER = PaceLimits(min_bytes_s=0.0, window_s=60.0)
 BROKEN_WRITE = "Internal error from Core"
 """What grpc says of a write into a connection that has broken."""
 
+BROKEN = asyncio.InvalidStateError, aio.InternalError, aio.AioRpcError
+"""What grpc raises when something is written to a call whose connection breaks just then."""
+
 T = TypeVar("T")
 
 Admit = Callable[[Caller, str, ModelRef], Manifest | PartOf | None]
@@ -345,7 +348,7 @@ async def send_blob(
     call.add_done_callback(lambda call: answers.append(_status_now(call)))
     handle = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(asyncio.InvalidStateError, aio.AioRpcError):  # the reply says why
+        with contextlib.suppress(*BROKEN):  # the reply says why
             header = pb.UploadHeader(transfer_id=transfer_id, blob=named)
             await call.write(header.SerializeToString())
             told = dict(await _answer(call.initial_metadata()) or ())

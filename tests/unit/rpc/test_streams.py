@@ -1,5 +1,6 @@
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from grpc import aio
+from grpc.aio import _call
 
 from flplatform.core.errors import (
     DataLossError,
@@ -990,6 +993,26 @@ def test_an_empty_chunk_is_refused(play: Any) -> None:
     async def scene(it: Scene) -> None:
         with pytest.raises(InvalidArgumentError, match="empty"):
             await it.speak(header(ref(data)), data[:10], b"", data[10:])
+
+    play(scene)
+
+
+def test_a_connection_that_breaks_just_before_the_end_of_an_upload_is_no_defect(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC tells it by an error of its own if that comes while the end of the stream is written."""
+
+    async def scene(it: Scene) -> None:
+        async def break_off(_call: Any) -> None:
+            for connection in psutil.Process().net_connections("tcp"):
+                if connection.raddr and connection.raddr.port == it.port.number:
+                    with socket.socket(fileno=os.dup(connection.fd)) as mine:
+                        mine.shutdown(socket.SHUT_RDWR)
+            raise aio.InternalError("Failed execute_batch")
+
+        monkeypatch.setattr(_call.StreamUnaryCall, "done_writing", break_off)
+        with pytest.raises(UnavailableError):
+            await it.send(random_bytes(1000))
 
     play(scene)
 

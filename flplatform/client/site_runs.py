@@ -78,8 +78,9 @@ class SiteRuns:
         self._past: dict[int, Troubles] = {}
         self._submissions: dict[str, int] = {}
         self._accepting = asyncio.Lock()
-        self.accepted = asyncio.Event()
-        """Set when a run has been taken on; whoever looks at the runs clears it first."""
+        self.news = asyncio.Event()
+        """Set when the server waits for what it has not heard: a run was taken on, or a task that
+        it believes to be in hand is not any more. Whoever tells it clears this first."""
         self._warming: dict[int, asyncio.Task[None]] = {}
         self._ending: dict[int, asyncio.Task[None]] = {}
 
@@ -194,7 +195,7 @@ class SiteRuns:
                 self._kit.site.backoff_max_s,
             )
             run = self._add(folder, record, package, plan, submitter)
-            self.accepted.set()
+            self.news.set()
         log.info(
             "run %d accepted: %s by %s, isolation %s",
             run.run,

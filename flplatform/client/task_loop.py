@@ -71,7 +71,7 @@ class TaskLoop:
         self._blobs = blobs
         self.policy = policy
         self._work = private_dir(work)
-        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._workers: dict[str, asyncio.Task[bool]] = {}
         self._answering: set[str] = set()
         self._withdrawn: set[str] = set()
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -120,15 +120,15 @@ class TaskLoop:
             return await self._session.persist(f"download {blob.digest}", lambda: watch(step))
 
     async def _step(self) -> None:
-        self._runs.accepted.clear()
+        self._runs.news.clear()
         before = set(self._workers)
         held = [task_id for task_id in self._workers if task_id not in self._withdrawn]
         runs = {number: self._runs.get(number) for number in self._runs.numbers()}
         request = pb.GetTaskRequest(held=held, runs=list(runs))
         call = self._session.training("GetTask", request, WAITING_CALL_S)
-        reply = await _unless(self._runs.accepted, call)
+        reply = await _unless(self._runs.news, call)
         if reply is None:
-            return  # the server may have ended the new run already: it is asked about that one too
+            return  # the server is asked anew: it has been told what is not so any more
         for ended in reply.ended:
             if self._runs.get(ended.run) is runs.get(ended.run):  # not started anew meanwhile
                 await self._end(ended.run, ended.status)
@@ -159,22 +159,25 @@ class TaskLoop:
     def _begin(self, task_id: TaskId, work: Callable[[], Awaitable[None]]) -> None:
         key = str(task_id)
 
-        async def worker() -> None:
+        async def worker() -> bool:
             try:
                 await work()
+                return True
             except FLError as error:
                 log.warning("task %s: not answered: %s", key, error)
-                await asyncio.sleep(RETRY_S)
             except Exception:
                 log.exception("task %s: a defect of this program", key)
-                await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(RETRY_S)
+            return False
 
         task = asyncio.create_task(worker(), name=f"task {key}")
         self._workers[key] = task
 
-        def done(_: asyncio.Task[None]) -> None:
+        def done(ended: asyncio.Task[bool]) -> None:
             del self._workers[key]
             self._answering.discard(key)
+            if not ended.cancelled() and not ended.result():
+                self._runs.news.set()  # the server believes that it is in hand here
 
         task.add_done_callback(done)
 
@@ -298,6 +301,7 @@ class TaskLoop:
         if run:
             run.enter("uploading")
         adopt = False
+        lost: DataLossError | None = None
         try:
             await self._session.persist(
                 f"submit {entry.task_id}", lambda: troubles.watch(lambda: self._send(entry))
@@ -313,7 +317,7 @@ class TaskLoop:
             if await in_thread(self._spool.is_whole, entry):  # then it is the server's loss
                 await self._fail(entry.task_id, TaskFailure(f"the server cannot use it: {error}"))
             else:
-                log.error("task %s: its result is lost and made again: %s", entry.task_id, error)
+                lost = DataLossError(f"its result is lost and made again: {error}")
         state = run.state if run and adopt else None
 
         async def settle() -> None:
@@ -328,6 +332,8 @@ class TaskLoop:
         await self._session.persist(f"settle {entry.task_id}", lambda: troubles.watch(settle))
         if run:
             run.enter("idle")
+        if lost:
+            raise lost
 
     async def _send(self, entry: SpooledResult) -> None:
         task_id = str(entry.task_id)
@@ -401,7 +407,7 @@ def _demand_signed(run: SiteRun, task: Task) -> None:
             )
 
 
-async def _cancel(workers: list[asyncio.Task[None]]) -> None:
+async def _cancel(workers: list[asyncio.Task[bool]]) -> None:
     for worker in workers:
         worker.cancel()
     if workers:

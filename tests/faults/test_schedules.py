@@ -35,6 +35,7 @@ def test_kill_schedule(faulty, tally, seed):
         federation.check_against_calm(steady, rounds=ROUNDS)
         federation.check(hasty)
     except (AssertionError, TimeoutError) as error:
-        logs = [f"{name}:\n{federation.log_text(name)[-3000:]}" for name in federation.sites]
+        everyone = ("server", *federation.sites)
+        logs = [f"{name}:\n{federation.log_text(name)[-3000:]}" for name in everyone]
         story = "; ".join(schedule.story)
         raise AssertionError("\n".join([f"seed {seed}: {story}", *logs])) from error

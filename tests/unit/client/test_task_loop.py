@@ -22,6 +22,7 @@ from flplatform.core.config import Component, SitePolicy
 from flplatform.core.errors import (
     AlreadyExistsError,
     DataLossError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -210,13 +211,13 @@ class World:
 
     @contextlib.asynccontextmanager
     async def loop(self):
-        self.accepted = asyncio.Event()
+        self.news = asyncio.Event()
         runs = SimpleNamespace(
             get=self.runs.get,
             numbers=lambda: sorted(self.runs),
             needed_blobs=set,
             end=self._end,
-            accepted=self.accepted,
+            news=self.news,
         )
         self.spool = Spool(self.folder / "spool")
         self.tasks = TaskLoop(
@@ -979,9 +980,42 @@ def test_a_run_that_is_taken_on_is_asked_about_at_once(world):
         async with world.loop() as session:
             await session.until(lambda: len(session.asked) == 1)
             world.runs[9] = FakeRun(session, world.folder / "new", 9)
-            world.accepted.set()
+            world.news.set()
             await session.until(lambda: len(session.asked) == 2)
             assert list(session.asked[1].runs) == [7, 8, 9]
+
+    play(go())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), DeadlineExceededError("odd")])
+def test_a_task_that_ends_unanswered_is_given_back_at_once(world, error):
+    """The server believes that it is in hand: the call that waits would do so for a minute."""
+
+    async def go():
+        async with world.loop() as session:
+            session.uploads[TRAIN] = [error]
+            session.offer(TRAIN)
+            await session.until(lambda: [list(ask.held) for ask in session.asked[1:]][1:] == [[]])
+            session.offer(TRAIN)
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            await world.idle()
+            assert session.calls.count(f"begin {TRAIN}") == 1
+
+    play(go())
+
+
+def test_a_task_whose_result_was_lost_is_given_back_at_once(world):
+    async def go():
+        async with world.loop() as session:
+            session.uploads[TRAIN] = [lambda: world.spool.file(TaskId.parse(TRAIN)).unlink()]
+            session.answers[TRAIN] = [DataLossError("its bytes are not what they were")]
+            session.offer(TRAIN)
+            await session.until(lambda: len(session.asked) == 3)
+            assert [list(ask.held) for ask in session.asked] == [[], [TRAIN], []]
+            session.offer(TRAIN)
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            await world.idle()
+            assert session.calls.count(f"begin {TRAIN}") == 2
 
     play(go())
 

@@ -17,12 +17,25 @@ RETRIED = (UnavailableError, ResourceExhaustedError, InternalError)
 QUIET = 3
 """So many failures in a row are nothing to speak of."""
 
+OFTEN = 96
+"""After so many, one in so many is told: about one in an hour."""
+
 T = TypeVar("T")
 
 
 def backoff_s(attempt: int, longest_s: float) -> float:
     """Return a random pause before attempt number `attempt` (from 0): full jitter."""
     return random.uniform(0, min(longest_s, 0.2 * 2 ** min(attempt, 16)))  # noqa: S311
+
+
+def level_of(attempt: int) -> int:
+    """Return how loudly it is told that attempt number `attempt` (from 1) failed: ever more rarely.
+
+    A server may be away over a weekend: a log full of that hides what else went wrong.
+    """
+    doublings, rest = divmod(attempt, QUIET)
+    told = rest == 0 and (doublings.bit_count() == 1 or attempt % OFTEN == 0)
+    return logging.WARNING if told else logging.DEBUG
 
 
 async def persist(what: str, step: Callable[[], Awaitable[T]], longest_s: float) -> T:
@@ -43,7 +56,7 @@ async def persist(what: str, step: Callable[[], Awaitable[T]], longest_s: float)
                 return await step()
         except RETRIED as error:
             pause = backoff_s(attempt, longest_s)
-            level = logging.DEBUG if attempt < QUIET else logging.WARNING
-            log.log(level, "%s: next try in %.1f s: %s", what, pause, error)
             attempt += 1
+            tries = f"try {attempt} failed, next in {pause:.1f} s"
+            log.log(level_of(attempt), "%s: %s: %s", what, tries, error)
             await asyncio.sleep(pause)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from grpc import aio
 
 from flplatform import __version__
-from flplatform.client.retrying import backoff_s, persist
+from flplatform.client.retrying import backoff_s, level_of, persist
 from flplatform.core.errors import (
     DeadlineExceededError,
     FLError,
@@ -73,8 +73,10 @@ class Session:
                     await self._register_once()
                 except FLError as error:
                     pause = backoff_s(attempt, self._kit.site.backoff_max_s)
-                    log.warning("cannot register, next try in %.1f s: %s", pause, error)
                     attempt += 1
+                    tries = f"try {attempt} failed, next in {pause:.1f} s"
+                    level = logging.WARNING if attempt == 1 else level_of(attempt)
+                    log.log(level, "cannot register: %s: %s", tries, error)
                     self._address += 1
                     await self._close_channels()
                     await asyncio.sleep(pause)

@@ -340,6 +340,17 @@ def test_persist_goes_on_after_what_is_nobodys_fault(pauses):
     offline(go)
 
 
+def test_a_server_that_stays_away_is_told_ever_more_rarely(pauses, caplog):
+    async def go(session):
+        errors = [UnavailableError("a")] * 300
+        with caplog.at_level(logging.WARNING, retrying.__name__):
+            await session.persist("step", failing(*errors))
+        told = [record.message.split(" failed")[0] for record in caplog.records]
+        assert told == [f"step: try {n}" for n in (3, 6, 12, 24, 48, 96, 192, 288)]
+
+    offline(go)
+
+
 @pytest.mark.parametrize(
     "error",
     [

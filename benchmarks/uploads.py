@@ -22,7 +22,7 @@ from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.core.messages import TRAIN, ModelRef, TaskId
 from flplatform.files.digest import digest_of_file
 from flplatform.files.modelfile import load_copy, save
-from flplatform.rpc.streams import fetch_blob, send_blob
+from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.kit import Kit
 from flplatform.store.blobs import FileBlobStore

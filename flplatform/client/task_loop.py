@@ -40,7 +40,7 @@ from flplatform.core.ports import BlobStore
 from flplatform.files.counters import Counters
 from flplatform.files.durable import private_dir
 from flplatform.files.threads import in_thread
-from flplatform.rpc.streams import fetch_blob, send_blob
+from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 
 log = logging.getLogger(__name__)

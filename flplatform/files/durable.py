@@ -19,6 +19,7 @@ from flplatform.core.errors import ConfigError
 log = logging.getLogger(__name__)
 
 PRIVATE_FILE = 0o600
+READ_ONLY_FILE = 0o444
 PRIVATE_DIR = 0o700
 FAILED_SYNC_EXIT = 70
 """Exit code after a failed write or fsync: what is on the disk is unknown, the log decides."""

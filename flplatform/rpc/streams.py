@@ -1,5 +1,7 @@
 """Blob streams: weights and job packages as raw chunks, resumable, complete only by commit.
 
+This is the server's side; `rpc.transfers` is the other one.
+
 A cancelled upload looks like a clean end of stream to the receiver, so nothing counts before the
 commit message, and completeness is declared length and digest. All file I/O and hashing runs in
 worker threads; the next chunks are on their way while the last ones are being written. Who moves
@@ -7,31 +9,21 @@ too little is cut off, in both directions (`rpc.pace`).
 """
 
 import asyncio
-import contextlib
 import os
-import threading
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor, Future
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc import aio
 
-from flplatform.core.errors import (
-    DataLossError,
-    FLError,
-    InvalidArgumentError,
-    UnavailableError,
-)
+from flplatform.core.errors import DataLossError, FLError, InvalidArgumentError
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import MAX_MODEL_BYTES, Manifest, PartOf, check_digest
 from flplatform.core.ports import BlobStore, BlobWriter
-from flplatform.rpc.channel import CHUNK_BYTES, TOKEN_KEY
-from flplatform.rpc.errors import from_rpc, has_error
+from flplatform.rpc.behind import Behind
+from flplatform.rpc.channel import CHUNK_BYTES
 from flplatform.rpc.interceptors import Caller, caller
 from flplatform.rpc.pace import Pace, PaceLimits, Slots
 from flplatform.rpc.v1 import federated_pb2 as pb
@@ -40,24 +32,6 @@ UPLOAD = "/flplatform.v1.Blobs/Upload"
 DOWNLOAD = "/flplatform.v1.Blobs/Download"
 OFFSET_KEY = "flp-offset"
 """Key of an upload's initial metadata: how many bytes the server has already."""
-
-WAITING_CHUNKS = 4
-"""Chunks of one upload that may wait for those before them to be written."""
-
-WORKERS = ThreadPoolExecutor(4, thread_name_prefix="transfer")
-"""Reads, writes and hashes for senders and fetchers."""
-
-ANSWER_S = 900.0
-"""A server may queue, check or sync for so long before it answers a sender or a fetcher."""
-
-PEER = PaceLimits(min_bytes_s=0.0, window_s=60.0)
-"""What a sender or fetcher expects of a server: anything at all within so long."""
-
-BROKEN_WRITE = "Internal error from Core"
-"""What grpc says of a write into a connection that has broken."""
-
-BROKEN = asyncio.InvalidStateError, aio.InternalError, aio.AioRpcError
-"""What grpc raises when something is written to a call whose connection breaks just then."""
 
 T = TypeVar("T")
 
@@ -166,7 +140,7 @@ class BlobService:
     ) -> bool:
         """Feed a writer from a stream; return whether the blob is whole."""
         received = writer.offset
-        behind = _Behind(self._workers, writer)
+        behind = Behind(self._workers, writer)
         try:
             await context.send_initial_metadata(((OFFSET_KEY, str(received)),))
             while received < blob.size:
@@ -225,73 +199,6 @@ class BlobService:
                     ahead.add_done_callback(lambda _: os.close(handle))
 
 
-class _Behind:
-    """Writes what has come behind the stream's back, in order, without a thread hop per chunk.
-
-    A writer belongs to one thread at a time: whatever is next is done after the work in flight,
-    never beside it.
-    """
-
-    def __init__(self, workers: Executor, writer: BlobWriter) -> None:
-        self._workers = workers
-        self._writer = writer
-        self._lock = threading.Lock()
-        self._chunks: deque[bytes] = deque()
-        self._writing = False
-        self.work: Future[None] | None = None
-
-    async def write(self, chunk: bytes) -> None:
-        """Write a chunk soon; wait while too many are not written yet.
-
-        Raises:
-            InvalidArgumentError: the chunk is empty.
-            FLError: an earlier chunk was refused.
-        """
-        if not chunk:
-            raise InvalidArgumentError("is empty", field="chunk")
-        if len(self._chunks) >= WAITING_CHUNKS:
-            await self.drain()
-        with self._lock:
-            begin = not self._writing
-            if begin and self.work is not None:
-                self.work.result()
-            self._chunks.append(chunk)
-            self._writing = True
-        if begin:
-            self.work = self._workers.submit(self._write)
-
-    async def drain(self) -> None:
-        """Wait until everything is written."""
-        if self.work is not None:
-            await asyncio.wrap_future(self.work)
-
-    async def finish(self, end: Callable[[], None]) -> None:
-        """Let the writer end, and wait for it."""
-        self.work = self._workers.submit(end)
-        await self.drain()
-
-    def give_up(self, end: Callable[[], None]) -> None:
-        """Let the writer end as soon as nothing is at work on it; nobody waits for it."""
-        if self.work is None or self.work.done():
-            self._workers.submit(end)
-        else:
-            self.work.add_done_callback(lambda _: end())
-
-    def _write(self) -> None:
-        try:
-            while True:
-                with self._lock:
-                    if not self._chunks:
-                        self._writing = False
-                        return
-                    chunk = self._chunks.popleft()
-                self._writer.write(chunk)
-        except BaseException:
-            with self._lock:
-                self._writing = False
-            raise
-
-
 def _close_opened(close: Callable[[T], object], opening: "Future[T]") -> None:
     if not opening.cancelled() and opening.exception() is None:
         close(opening.result())
@@ -318,164 +225,3 @@ def _blob(blob: pb.Blob) -> ModelRef:
     if not 0 < blob.size <= MAX_MODEL_BYTES:
         raise InvalidArgumentError(f"{blob.size} is not a size in bytes", field="blob.size")
     return ModelRef(blob.digest, blob.size)
-
-
-async def send_blob(
-    channel: aio.Channel,
-    path: Path,
-    blob: ModelRef,
-    transfer_id: str,
-    *,
-    token: str,
-    progress: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Upload a file; an interrupted transfer of the same id goes on where it stopped.
-
-    Args:
-        channel: an open channel to either port.
-        path: the file, which must not change.
-        blob: its digest and size.
-        transfer_id: task id or submission id; the server checks what it may hold.
-        token: of the registration or session.
-        progress: told the number of bytes sent so far.
-
-    Raises:
-        FLError: the server refused, or the connection broke (UnavailableError: try again).
-    """
-    named = pb.Blob(digest=blob.digest, size=blob.size)
-    call: Any = channel.stream_unary(UPLOAD)(metadata=((TOKEN_KEY, token),))
-    answers: list[aio.AioRpcError] = []
-    call.add_done_callback(lambda call: answers.append(_status_now(call)))
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(*BROKEN):  # the reply says why
-            header = pb.UploadHeader(transfer_id=transfer_id, blob=named)
-            await call.write(header.SerializeToString())
-            told = dict(await _answer(call.initial_metadata()) or ())
-            if OFFSET_KEY in told:
-                await _send_from(call, handle, _offset(told, blob.size), blob.size, progress)
-                await call.write(pb.UploadCommit(blob=named).SerializeToString())
-                await call.done_writing()
-        reply = pb.UploadReply.FromString(await _answer(call))
-    except aio.AioRpcError as error:
-        # A write that fails puts a status of its own over the one that the server has sent.
-        said = next((each for each in answers if has_error(each)), None)
-        if said is None and error.details() == BROKEN_WRITE:
-            raise UnavailableError("the connection broke") from None
-        raise from_rpc(said or error) from None
-    finally:
-        call.cancel()
-        os.close(handle)
-    if not reply.committed:
-        raise UnavailableError("the upload was cut before its end")
-
-
-def _offset(told: Mapping[str, Any], size: int) -> int:
-    offset = str(told[OFFSET_KEY])
-    if not (offset.isdecimal() and len(offset) < 20 and int(offset) <= size):
-        raise UnavailableError(f"the server says that it has {offset[:50]!r} of {size} bytes")
-    return int(offset)
-
-
-async def _send_from(
-    call: Any, handle: int, offset: int, size: int, progress: Callable[[int], None]
-) -> None:
-    pace = Pace(PEER)
-    ahead = WORKERS.submit(os.pread, handle, CHUNK_BYTES, offset)
-    try:
-        while offset < size:
-            chunk = await asyncio.wrap_future(ahead)
-            if not chunk:
-                raise DataLossError(f"the file ends at byte {offset} of {size}")
-            offset += len(chunk)
-            ahead = WORKERS.submit(os.pread, handle, CHUNK_BYTES, offset)
-            await pace.wait(call.write(chunk))
-            pace.moved(len(chunk))
-            progress(offset)
-    finally:
-        if not ahead.cancel():  # the file is closed next
-            await asyncio.shield(asyncio.wait([asyncio.wrap_future(ahead)]))
-
-
-async def _answer(peer: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            return await peer
-    except TimeoutError:
-        raise UnavailableError(f"the server has not answered within {ANSWER_S:g} s") from None
-
-
-def _status_now(call: Any) -> aio.AioRpcError:
-    """Return how a call has ended, as known at this moment: nothing here has to wait."""
-
-    def known(coroutine: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            coroutine.send(None)
-        except StopIteration as ready:
-            return ready.value
-        coroutine.close()
-        return None
-
-    return aio.AioRpcError(
-        known(call.code()),
-        known(call.initial_metadata()),
-        known(call.trailing_metadata()),
-        known(call.details()),
-    )
-
-
-async def fetch_blob(
-    channel: aio.Channel,
-    blob: ModelRef,
-    blobs: BlobStore,
-    *,
-    token: str,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Path:
-    """Download a blob into `blobs`, resuming an interrupted download; return its file.
-
-    Raises:
-        FLError: the server refused, the connection broke (UnavailableError: try again), or the
-            bytes are not what their digest says.
-    """
-    if blobs.has(blob.digest):
-        return blobs.path(blob.digest)
-    opening = WORKERS.submit(blobs.receive, f"download {blob.digest}", blob, None)
-    behind: _Behind | None = None
-    # From here on whatever is at work in a thread is waited for before the writer is let go.
-    try:
-        writer = await asyncio.shield(asyncio.wrap_future(opening))
-        behind = _Behind(WORKERS, writer)
-        received = writer.offset
-        request = pb.DownloadRequest(digest=blob.digest, offset=received)
-        stream: Any = channel.unary_stream(DOWNLOAD)
-        call = stream(request.SerializeToString(), metadata=((TOKEN_KEY, token),))
-        pace = Pace(PEER)
-        try:
-            chunks = aiter(call)
-            chunk = await _answer(anext(chunks, None))
-            while chunk is not None:
-                await behind.write(chunk)
-                received += len(chunk)
-                pace.moved(len(chunk))
-                progress(received)
-                chunk = await pace.wait(anext(chunks, None))
-            await behind.drain()
-        finally:
-            call.cancel()
-        if received != blob.size:
-            raise UnavailableError(f"the download stopped at byte {received} of {blob.size}")
-        await behind.finish(writer.commit)
-    except BaseException as error:
-        await asyncio.shield(asyncio.ensure_future(_let_go(opening, behind)))
-        if isinstance(error, aio.AioRpcError):
-            raise from_rpc(error) from None
-        raise
-    return blobs.path(blob.digest)
-
-
-async def _let_go(opening: "Future[BlobWriter]", behind: _Behind | None) -> None:
-    """Suspend a writer once nothing is at work on it."""
-    await asyncio.wait([asyncio.wrap_future(behind.work if behind and behind.work else opening)])
-    if not opening.cancelled() and opening.exception() is None:
-        await asyncio.wrap_future(WORKERS.submit(opening.result().suspend))

@@ -15,7 +15,7 @@ import pytest
 from flplatform.core.errors import FLError
 from flplatform.core.messages import ModelRef
 from flplatform.files.digest import digest_of
-from flplatform.rpc.streams import fetch_blob, send_blob
+from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.store.blobs import FileBlobStore
 from tests.faults.proxy import Proxy
 from tests.integration.test_transfers import channel_to

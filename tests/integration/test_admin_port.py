@@ -39,7 +39,7 @@ from flplatform.files.modelfile import load
 from flplatform.hci.shell import Shell
 from flplatform.rpc.channel import TOKEN_KEY, open_channel
 from flplatform.rpc.errors import from_rpc
-from flplatform.rpc.streams import fetch_blob, send_blob
+from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security.audit import AuditLog, records, verify

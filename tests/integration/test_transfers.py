@@ -30,16 +30,10 @@ from flplatform.files.digest import digest_of
 from flplatform.rpc.channel import LOOKAHEAD_BYTES, open_channel
 from flplatform.rpc.interceptors import Rule
 from flplatform.rpc.pace import Slots
-from flplatform.rpc.streams import (
-    DOWNLOAD,
-    OFFSET_KEY,
-    UPLOAD,
-    BlobService,
-    fetch_blob,
-    send_blob,
-)
+from flplatform.rpc.streams import DOWNLOAD, OFFSET_KEY, UPLOAD, BlobService
+from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
-from flplatform.store import blobs
+from flplatform.store import part_file
 from flplatform.store.blobs import FileBlobStore
 from tests.support.federation import Federation, provision
 from tests.unit.rpc import loopback
@@ -282,7 +276,7 @@ def set_aside(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(count)
         return True
 
-    monkeypatch.setattr(blobs, "set_aside", noted)
+    monkeypatch.setattr(part_file, "set_aside", noted)
     return counts
 
 
@@ -402,7 +396,7 @@ def test_a_declaration_alone_takes_no_disk(
                 call.cancel()
                 while store._active:
                     await asyncio.sleep(0.001)
-                assert sum(set_aside) <= blobs.AHEAD_BYTES
+                assert sum(set_aside) <= part_file.AHEAD_BYTES
                 set_aside.clear()
 
     asyncio.run(scene())

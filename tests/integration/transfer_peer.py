@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flplatform.core.messages import ModelRef
-from flplatform.rpc.streams import send_blob
+from flplatform.rpc.transfers import send_blob
 from flplatform.store.blobs import FileBlobStore
 from tests.integration.test_transfers import channel_to, persist, serving
 from tests.support.federation import Federation

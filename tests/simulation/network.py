@@ -294,7 +294,7 @@ def connect(network: Network) -> Channel:
 async def send_blob(
     channel: Channel, path: Any, blob: ModelRef, transfer_id: str, *, token: str, **_: Any
 ) -> None:
-    """Upload a file; see `rpc.streams.send_blob`."""
+    """Upload a file; see `rpc.transfers.send_blob`."""
     request = (transfer_id, blob, path.read_bytes())
     try:
         committed = await channel.exchange("Upload", request, token, TRANSFER_S)
@@ -305,7 +305,7 @@ async def send_blob(
 
 
 async def fetch_blob(channel: Channel, blob: ModelRef, blobs: Any, *, token: str, **_: Any) -> Any:
-    """Download a blob, going on where an earlier try was cut; see `rpc.streams.fetch_blob`."""
+    """Download a blob, going on where an earlier try was cut; see `rpc.transfers.fetch_blob`."""
     if blobs.has(blob.digest):
         return blobs.path(blob.digest)
     writer = await asyncio.to_thread(blobs.receive, f"download {blob.digest}", blob, None)

@@ -15,11 +15,11 @@ from flplatform.core import events
 from flplatform.core import model as core_model
 from flplatform.core.errors import DataLossError, ResourceExhaustedError
 from flplatform.files import digest, durable, modelfile, modelwriter, shortage, writing
-from flplatform.rpc import channel, streams
+from flplatform.rpc import channel, transfers
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security import package, signing
 from flplatform.server import aggregation
-from flplatform.store import blobs
+from flplatform.store import blobs, part_file
 from tests.simulation import models, network, site
 from tests.simulation.system import (
     OpenFile,
@@ -94,8 +94,8 @@ def install() -> None:
         shortage.demand_room: _demand_room,
         writing.set_aside: _set_aside,
         writing.start_writing: lambda *_: None,
-        streams.send_blob: network.send_blob,
-        streams.fetch_blob: network.fetch_blob,
+        transfers.send_blob: network.send_blob,
+        transfers.fetch_blob: network.fetch_blob,
         channel.open_channel: _open_channel,
         package.open_package: site.open_package,
         signing.open_order: site.open_order,
@@ -126,6 +126,7 @@ def install() -> None:
         AdminCommunicatingStub=lambda channel: channel.stub(pb_grpc.AdminCommunicatingStub),
     )
     vars(spool).update(os=SimOs(), Path=SimPath)
+    vars(part_file).update(os=SimOs())
     vars(blobs).update(os=SimOs(), time=SimpleNamespace(time=now, monotonic=now))
     site_run.SiteRun._clear = _clear
     _remember()

@@ -19,7 +19,7 @@ from flplatform.files.modelfile import read_layout
 from flplatform.files.scratch import scratch_folder
 from flplatform.hci.connection import ExitCode
 from flplatform.hci.shell import Shell
-from flplatform.rpc.streams import fetch_blob
+from flplatform.rpc.transfers import fetch_blob
 from flplatform.store.blobs import FileBlobStore
 
 

@@ -36,7 +36,7 @@ from flplatform.files.durable import PRIVATE_DIR, PRIVATE_FILE, fsync_dir, priva
 from flplatform.files.names import check_component, check_path, collision
 from flplatform.hci.connection import ExitCode, Item
 from flplatform.hci.shell import Shell
-from flplatform.rpc.streams import fetch_blob, send_blob
+from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.store.blobs import FileBlobStore
 
 MAX_FILES = 10_000

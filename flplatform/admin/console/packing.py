@@ -18,7 +18,7 @@ from flplatform.core.messages import ModelRef
 from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import write_atomic
 from flplatform.hci.shell import Shell
-from flplatform.rpc.streams import send_blob
+from flplatform.rpc.transfers import send_blob
 from flplatform.security.package import pack, read_job_folder
 from flplatform.security.signing import StartOrder
 

@@ -28,7 +28,7 @@ from flplatform.core.staging import PREPARED
 from flplatform.files.scratch import scratch_folder
 from flplatform.hci.connection import ExitCode, Item
 from flplatform.hci.shell import Shell
-from flplatform.rpc.streams import fetch_blob
+from flplatform.rpc.transfers import fetch_blob
 from flplatform.security.package import Package, open_package
 from flplatform.store.blobs import FileBlobStore
 

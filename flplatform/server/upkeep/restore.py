@@ -17,7 +17,7 @@ from flplatform.core.errors import (
 )
 from flplatform.core.strict import parse_json
 from flplatform.files.digest import digest_of_file
-from flplatform.files.durable import fsync_dir, private_dir, write_atomic
+from flplatform.files.durable import READ_ONLY_FILE, fsync_dir, private_dir, write_atomic
 from flplatform.files.lock import held
 from flplatform.security.audit import AuditLog, KitSeal
 from flplatform.security.kit import Kit
@@ -32,7 +32,6 @@ from flplatform.server.upkeep.backup import (
     copy_file,
 )
 from flplatform.server.upkeep.place import AUDIT, BLOBS, LOG, READY, Place, history_of, needs_of
-from flplatform.store.blobs import READ_ONLY
 from flplatform.store.snapshot import snapshot, sqlite_file
 from flplatform.store.state import SqlStateStore
 
@@ -195,7 +194,7 @@ def _build(backup: Path, manifest: Manifest, place: Place) -> Path:
     for name in manifest.files:
         if name.startswith(f"{BLOBS}/"):
             copy_file(backup / name, built / name)
-            (built / name).chmod(READ_ONLY)
+            (built / name).chmod(READ_ONLY_FILE)
         elif name.startswith(f"{STATE}/"):
             path = built / name.removeprefix(f"{STATE}/")
             private_dir(path.parent)

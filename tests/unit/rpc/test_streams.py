@@ -33,19 +33,13 @@ from flplatform.core.messages import ModelRef
 from flplatform.core.model import Array, Manifest
 from flplatform.core.ports import BlobWriter
 from flplatform.files.digest import digest_of
-from flplatform.rpc import streams
+from flplatform.rpc import transfers
 from flplatform.rpc.channel import CHUNK_BYTES, LOOKAHEAD_BYTES
 from flplatform.rpc.errors import from_rpc
 from flplatform.rpc.interceptors import MAX_TRANSFERS, Caller, Rule
 from flplatform.rpc.pace import PaceLimits, Slots
-from flplatform.rpc.streams import (
-    DOWNLOAD,
-    OFFSET_KEY,
-    UPLOAD,
-    BlobService,
-    fetch_blob,
-    send_blob,
-)
+from flplatform.rpc.streams import DOWNLOAD, OFFSET_KEY, UPLOAD, BlobService
+from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.store.blobs import FileBlobStore
 from tests.support.federation import Federation
@@ -1018,7 +1012,7 @@ def test_a_connection_that_breaks_just_before_the_end_of_an_upload_is_no_defect(
 
 
 def test_a_server_that_falls_silent_is_left(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "ANSWER_S", 0.1)
+    monkeypatch.setattr(transfers, "ANSWER_S", 0.1)
     data = random_bytes(1000)
 
     async def scene(it: Scene) -> None:

@@ -32,7 +32,7 @@ from flplatform.core.messages import ModelRef
 from flplatform.files.digest import digest_of_file
 from flplatform.files.modelfile import save
 from flplatform.rpc.channel import TOKEN_KEY, open_channel
-from flplatform.rpc.streams import fetch_blob, send_blob
+from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security.package import Package, PackageManifest

@@ -27,7 +27,7 @@ from flplatform.core.messages import ModelRef
 from flplatform.core.model import Manifest
 from flplatform.files import durable
 from flplatform.files.digest import digest_of
-from flplatform.store import blobs
+from flplatform.store import blobs, part_file
 from flplatform.store.blobs import FileBlobStore
 from tests.support.models import model_bytes, small_model
 
@@ -332,7 +332,7 @@ def test_old_parts_are_collected_while_blobs_are_received(
 def test_room_is_set_aside_in_steps_and_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blobs, "AHEAD_BYTES", 1 << 20)
+    monkeypatch.setattr(part_file, "AHEAD_BYTES", 1 << 20)
     data = os.urandom(3 << 20)
     ref = ModelRef(digest_of(data), len(data))
     store = FileBlobStore(tmp_path)

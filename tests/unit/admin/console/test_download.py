@@ -20,7 +20,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def _server(transport, model, tmp_path, monkeypatch):
-    """Stands for `rpc.streams.fetch_blob`; the connection breaks once."""
+    """Stands for `rpc.transfers.fetch_blob`; the connection breaks once."""
     breaks = [UnavailableError("gone")]
 
     async def fetch(channel, blob, blobs, *, token, progress):

@@ -34,7 +34,7 @@ def offer(*entries, **contents):
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """Stands for `rpc.streams.fetch_blob`; what is fetched is logged with its offset."""
+    """Stands for `rpc.transfers.fetch_blob`; what is fetched is logged with its offset."""
     log, breaks = [], []
 
     async def fetch(channel, blob, blobs, *, token, progress):

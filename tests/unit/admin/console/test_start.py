@@ -41,7 +41,7 @@ def package(credentials) -> bytes:
 
 @pytest.fixture
 def fetched(monkeypatch, package) -> list[str]:
-    """Stands for `rpc.streams.fetch_blob`: the digests that were fetched."""
+    """Stands for `rpc.transfers.fetch_blob`: the digests that were fetched."""
     digests: list[str] = []
 
     async def fetch(channel: Any, blob: ModelRef, blobs: Any, *, token: str) -> Path:

@@ -46,7 +46,7 @@ def job(tmp_path) -> Path:
 
 
 class Uploads:
-    """Stands for `rpc.streams.send_blob`: keeps what was sent, after some broken tries."""
+    """Stands for `rpc.transfers.send_blob`: keeps what was sent, after some broken tries."""
 
     def __init__(self, broken: int = 0) -> None:
         self.broken = broken

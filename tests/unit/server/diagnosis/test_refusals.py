@@ -8,7 +8,7 @@ from flplatform.client.session import Session
 from flplatform.core.errors import NotFoundError, ResourceExhaustedError
 from flplatform.core.messages import ModelRef
 from flplatform.files.digest import digest_of_file
-from flplatform.rpc.streams import send_blob
+from flplatform.rpc.transfers import send_blob
 from flplatform.server.refusals import Refusal
 from flplatform.server.server import FederatedServer
 from tests.support.federation import provision

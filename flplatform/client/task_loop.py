@@ -7,7 +7,8 @@ answered: filters run once, and nothing is trained again because a wire broke.
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -108,9 +109,10 @@ class TaskLoop:
             missing = (
                 0 if await asyncio.to_thread(self._blobs.has_whole, blob.digest) else blob.size
             )
-            path = await self._session.transfer(
-                lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
-            )
+            with _until_enabled():
+                path = await self._session.transfer(
+                    lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
+                )
             self.counters.add("received_bytes", amount=missing)
             return path
 
@@ -336,6 +338,10 @@ class TaskLoop:
             raise lost
 
     async def _send(self, entry: SpooledResult) -> None:
+        with _until_enabled():
+            await self._upload_and_submit(entry)
+
+    async def _upload_and_submit(self, entry: SpooledResult) -> None:
         task_id = str(entry.task_id)
         if entry.blob:
             blob, path = entry.blob, self._spool.file(entry.task_id)
@@ -381,6 +387,20 @@ class TaskLoop:
             )
         except FLError as error:
             log.info("failure of %s: %s", task_id, error)
+
+
+@contextmanager
+def _until_enabled() -> Iterator[None]:
+    """Have what a disabled site is refused tried again: what it has trained is not lost.
+
+    If its task or run ends meanwhile, it hears of that by another way.
+    """
+    try:
+        yield
+    except PermissionDeniedError as error:
+        if error.rule != "disabled":
+            raise
+        raise UnavailableError(error.message, hint=error.hint) from None
 
 
 def _demand_signed(run: SiteRun, task: Task) -> None:

@@ -20,7 +20,7 @@ from tests.simulation.network import Link, Network
 from tests.simulation.server import Blobs, Server, identity
 from tests.simulation.site import Behaviour, JobProcess, Package, Site, start_order
 from tests.simulation.system import SimPath
-from tests.simulation.world import Process, StoryHandler, Violation, World
+from tests.simulation.world import DefectHandler, Process, StoryHandler, Violation, World
 
 UP_CODECS = ("none", "none", "bf16", "zstd", "int8", "int8+zstd")
 DOWN_CODECS = ("none", "none", "bf16", "zstd", "bf16+zstd")
@@ -147,11 +147,11 @@ class History:
 
     def live(self) -> Told:
         """Play it."""
+        logger = logging.getLogger("flplatform")
+        logger.handlers = [DefectHandler(self.watcher.object)]
         if self.world.tells:
-            logger = logging.getLogger("flplatform")
             logger.setLevel(logging.DEBUG)
-            logger.handlers = [StoryHandler(self.world)]
-            logger.propagate = False
+            logger.handlers.append(StoryHandler(self.world))
         gc.disable()  # what is collected when must not differ between two plays of a seed
         try:
             self.world.loop.run_until_complete(self._whole())
@@ -162,6 +162,7 @@ class History:
                 self.watcher.object(f"not modelled: {', '.join(sorted(set(self.world.absent)))}")
             self._over = True
             self.world.tells = False
+            logger.handlers = [logging.NullHandler()]  # what is buried unwinds without a loop
             self.world.loop.bury()
             gc.enable()
         return Told(

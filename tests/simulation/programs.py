@@ -86,7 +86,8 @@ def install() -> None:
     if _INSTALLED:
         return
     _INSTALLED.append(True)
-    logging.getLogger("flplatform").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("flplatform").setLevel(logging.ERROR)
+    logging.getLogger("flplatform").propagate = False
     replaced: dict[Any, Any] = {
         FileIO: OpenFile,
         digest.digest_of_file: _digest_of_file,

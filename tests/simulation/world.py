@@ -12,6 +12,8 @@ from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
 
+from flplatform.core.errors import FLError
+
 PROCESS: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("process", default=None)
 
 RESOLUTION_S = 1e-6
@@ -340,3 +342,17 @@ class StoryHandler(logging.Handler):
             places = " < ".join(f"{each.name}:{each.lineno}" for each in reversed(where))
             text += f" [{error!r} at {places}]"
         self._world.note(process.name if process else "-", f"  {text}")
+
+
+class DefectHandler(logging.Handler):
+    """Tells of every exception that a program logs and did not expect."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.ERROR)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, FLError | OSError):
+            self._tell(f"a defect: {record.getMessage()} [{error!r}]")

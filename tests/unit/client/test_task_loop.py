@@ -1004,6 +1004,35 @@ def test_a_task_that_ends_unanswered_is_given_back_at_once(world, error):
     play(go())
 
 
+@pytest.mark.parametrize("where", ["uploads", "answers"])
+def test_what_a_disabled_site_has_trained_is_kept_until_it_is_enabled(world, where):
+    async def go():
+        async with world.loop() as session:
+            refused = PermissionDeniedError("site-1 is disabled", rule="disabled")
+            getattr(session, where)[TRAIN] = [refused, refused]
+            session.offer(TRAIN)
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            await world.idle()
+            assert session.calls.count(f"begin {TRAIN}") == 1
+            assert session.submitted[0].HasField("result")
+        assert world.counter() == TRAIN
+
+    play(go())
+
+
+def test_a_disabled_site_downloads_once_it_is_enabled(world):
+    async def go():
+        async with world.loop() as session:
+            model = world.model()
+            refused = PermissionDeniedError("site-1 is disabled", rule="disabled")
+            session.uploads[model.digest] = [refused]
+            session.offer(pb.Task(id=TRAIN, model=model))
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            assert session.submitted[0].HasField("result")
+
+    play(go())
+
+
 def test_a_task_whose_result_was_lost_is_given_back_at_once(world):
     async def go():
         async with world.loop() as session:

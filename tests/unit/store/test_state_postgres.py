@@ -441,6 +441,11 @@ def test_an_idle_store_notices_a_frozen_database(
         store.append([row(1)]).result(DEADLINE_S)
 
 
+def append_on(store: SqlStateStore) -> None:
+    for seq in range(2, 10_000):
+        store.append([row(seq)]).result(DEADLINE_S)
+
+
 def test_a_database_that_never_commits_is_fatal_in_time(
     postgres: Cluster, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,8 +458,7 @@ def test_a_database_that_never_commits_is_fatal_in_time(
             postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
             postgres.execute("SELECT pg_reload_conf()")
             with pytest.raises(UnavailableError, match="not reached again in time"):
-                for seq in range(2, 10_000):  # PostgreSQL takes the setting in when it gets to it
-                    store.append([row(seq)]).result(DEADLINE_S)
+                append_on(store)  # PostgreSQL takes the setting in when it gets to it
         finally:
             postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
             postgres.execute("SELECT pg_reload_conf()")

@@ -25,6 +25,9 @@ from workspaces.running import ADMIN
 DURABLE = (*KINDS, "commit")
 """The calls after or before which a kill must change nothing."""
 
+DEFECT = "a defect of this program"
+"""What a log says about an exception that nobody expected."""
+
 CRASH = """    hold(context, "train")
     pace = context.data["gate"] / "pace"
     if pace.exists():
@@ -274,6 +277,8 @@ class Faulty(Running):
         assert ended[0] is events[-1], f"I6: run {run} went on after its end"
         assert ended[0].status == status, ended[0]
         self._check_counts(run, events)
+        for name in ("server", *self.sites):
+            assert DEFECT not in self.log_text(name), f"{name} met what it did not expect"
         rounds = [event.round for event in events if isinstance(event, ev.RoundOpened)]
         assert rounds == list(range(1, len(rounds) + 1)), f"I4: {rounds}"
         report = verify_state(Place.of(self.kit("server")), deep=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from flplatform.core.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
-from flplatform.core.events import TaskFailed
+from flplatform.core.events import RunDeleted, TaskFailed
 from flplatform.core.lifecycle import DELETED
 from flplatform.core.workflow import AbortTasks, AddTargets, SetQuorum, Withdraw
 from flplatform.security.identity import TrustStore
@@ -24,6 +25,8 @@ from flplatform.server.client_manager import ClientManager
 from flplatform.server.run_view import run_view
 from flplatform.server.runs import Runs
 from flplatform.server.wording import moment
+
+log = logging.getLogger(__name__)
 
 
 class Trusting(Protocol):
@@ -165,11 +168,42 @@ class Lifecycle:
     async def delete(self, number: int, by: str) -> None:
         """Delete a run that is over or has not begun; its blobs are freed unless others need them.
 
+        Its number stays taken and its events stay, for the lineage of models made from its own.
+
         Raises:
-            FLError: no such run, or it is at work.
+            NotFoundError: no such run, or it was deleted before.
+            FailedPreconditionError: it is at work.
+            FLError: its log cannot be read, or nothing can be stored.
         """
-        await self._runs.delete(number, by)
+        if number in self._runs.shelf.prepared:
+            await self._runs.step(lambda: self._drop(number, by))
+        else:
+            self._demand_over(number)
+            over = await self._runs.blobs_of(number)
+            await self._runs.step(lambda: self._delete(number, by), over)
+        log.info("run %d deleted by %s", number, by)
         await asyncio.to_thread(self._forget, number)
+
+    def _drop(self, number: int, by: str) -> RunDeleted:
+        if number not in self._runs.shelf.prepared:  # a start was faster
+            raise FailedPreconditionError(f"run {number} has begun", rule="run_ended")
+        return RunDeleted(run=number, by=by)
+
+    def _delete(self, number: int, by: str) -> RunDeleted:
+        self._demand_over(number)
+        return RunDeleted(run=number, by=by)
+
+    def _demand_over(self, number: int) -> None:
+        active = self._runs.active()
+        if validating := [a.run for a in active if a.state.opened.source_run == number]:
+            raise FailedPreconditionError(
+                f"run {number} is being validated by run {validating[0]}",
+                rule="being_validated",
+                hint=f"wait {validating[0]}, or abort all --run {validating[0]}",
+            )
+        summary = self._runs.summary(number)
+        if not summary.ended:
+            raise FailedPreconditionError(f"run {number} is {summary.status}", rule="run_ended")
 
     def deleted(self) -> list[RunView]:
         """Return the deleted runs, oldest first; the reason tells by whom and when."""

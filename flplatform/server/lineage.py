@@ -89,7 +89,9 @@ class Lineages:
 
     async def _verify(self, closed: ev.RoundClosed, published: str) -> Verified:
         try:
-            model = await self._runs.aggregate_again(closed, published)
+            model, state = await self._runs.hands.aggregate(closed)
+            made = {state.digest} if state else set()
+            await self._runs.retention.free(made | ({model.digest} - {published}))
         except NotFoundError as error:
             return Verified(closed.round, "freed", detail=error.message)
         except FLError as error:

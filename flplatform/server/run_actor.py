@@ -33,6 +33,7 @@ from flplatform.core.workflow import (
     InstructionFailed,
     Offer,
     Roster,
+    RosterChanged,
     TimerFired,
     Wake,
 )
@@ -47,6 +48,9 @@ RETRY_S = 5.0
 
 DEPLOY = "deploy/"
 """How the names of jobs begin that carry a signed start."""
+
+ROSTER = "roster"
+"""Name of the job that takes in who is there."""
 
 
 def utc_now() -> str:
@@ -111,6 +115,7 @@ class RunActor:
         self._loop_task: asyncio.Task[None] | None = None
         self._deciding: Sequence[_Letter] = ()
         self._stopped = False
+        self._reconsider = False
 
     @property
     def run(self) -> int:
@@ -152,6 +157,16 @@ class RunActor:
         if self._stopped:
             self._dismiss()
         return await asyncio.shield(answer)
+
+    def reconsider(self) -> None:
+        """Decide again, with the sites as they are now; on a full disk, again and again."""
+        self._reconsider = True
+        self._begin(ROSTER, self._decide_anew)
+
+    async def _decide_anew(self) -> None:
+        while self._reconsider:
+            self._reconsider = False
+            await self._report(RosterChanged())
 
     def judge(self, given: Input) -> tuple[ev.Event, ...]:
         """Decide an input of a run that is not at work; what it would change is refused.
@@ -279,6 +294,8 @@ class RunActor:
                 log.error("run %d: %s failed", self.run, key, exc_info=error)
             if ended.cancelled() and key.startswith(DEPLOY) and not self._stopped:
                 self._perform()  # the same may be wanted again by now
+            if key == ROSTER and self._reconsider and not self._stopped:
+                self.reconsider()  # a site came or went when this had just come to its end
 
         task.add_done_callback(done)
 

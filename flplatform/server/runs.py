@@ -3,9 +3,9 @@
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flplatform.algorithms.codecs import check_codec
 from flplatform.algorithms.recipes import check_recipe
@@ -24,16 +24,16 @@ from flplatform.core.job import check_targets
 from flplatform.core.messages import ModelRef, Task, TaskId
 from flplatform.core.model import Manifest
 from flplatform.core.ports import BlobStore, StateStore
-from flplatform.core.workflow import Deploy, Input, Roster, RosterChanged
+from flplatform.core.workflow import Input
 from flplatform.files.modelfile import read_layout
 from flplatform.security.denials import Denial
 from flplatform.security.identity import Identity
 from flplatform.security.package import Package
-from flplatform.server.aggregation import aggregate_closed
 from flplatform.server.background import Background
 from flplatform.server.client_manager import ClientManager
+from flplatform.server.hands import RunHands
 from flplatform.server.ledger import Ledger, RunSummary, decode
-from flplatform.server.relay import Reply, RequestRelay
+from flplatform.server.relay import RequestRelay
 from flplatform.server.retention import (
     Retention,
     kept_blobs,
@@ -44,7 +44,6 @@ from flplatform.server.retention import (
 from flplatform.server.run_actor import RunActor
 from flplatform.server.shelf import Shelf
 from flplatform.server.uploads import Uploads
-from flplatform.server.wire import make_wire
 from flplatform.server.wording import describe, moment
 
 log = logging.getLogger(__name__)
@@ -72,6 +71,7 @@ class Runs:
     Attributes:
         retention: frees blobs that nothing needs.
         uploads: what sites have uploaded for their open tasks.
+        hands: what all runs share to carry out what is decided.
     """
 
     def __init__(
@@ -86,9 +86,8 @@ class Runs:
         self._store = store
         self._blobs = blobs
         self._clients = clients
-        self._relay = relay
-        self._workers = workers
         self._notify = notify
+        self.hands = RunHands(blobs, clients, relay, workers, notify, self._appended)
         self._actors: dict[int, RunActor] = {}
         self._ledger = Ledger(store, clients.disabled, clients.denials)
         self._unreadable: dict[int, str] = {}
@@ -138,7 +137,7 @@ class Runs:
                 self._clients.presume(actor.state.deployed)
                 self._start(actor)
                 # Who is presumed to be there makes no change when he comes: decide now.
-                self._background.later(_quietly(actor))
+                actor.reconsider()
                 log.info(
                     "run %d goes on: %s, round %d",
                     actor.run,
@@ -161,7 +160,7 @@ class Runs:
         opened = decode(rows[0])
         if not isinstance(opened, ev.RunOpened):
             raise DataLossError(f"{rows[0].stream} does not begin with RunOpened")
-        return RunActor(rows, self._manifest(opened.initial_model), self._store, self)
+        return RunActor(rows, self._manifest(opened.initial_model), self._store, self.hands)
 
     def _read(self, run: int) -> list[ev.Event]:
         return [decode(row) for row in self._store.read(ev.run_stream(run))]
@@ -222,7 +221,7 @@ class Runs:
             initial_model=initial,
         )
         if job.codec_down != "none":
-            wire = await self.encode(package.model, job.codec_down)
+            wire = await self.hands.encode(package.model, job.codec_down)
             named = ev.Blob(digest=wire.digest, size=wire.size)
             opened = opened.model_copy(update={"wire": named})
         return await self._background.through(self._open_run(opened, manifest))
@@ -254,16 +253,26 @@ class Runs:
         with self.retention.hold(*(blob.digest for blob in named if blob)):
             run, first = await self._ledger.number(opened)
             if first is not None:
-                self._start(RunActor([first], manifest, self._store, self))
+                self._start(RunActor([first], manifest, self._store, self.hands))
                 log.info("run %d opened: %s by %s", run, opened.job.name, opened.submitter)
             return run
 
-    async def step(self, decide: Callable[[], ev.Event | None]) -> None:
-        """Append a step towards a run, see `Ledger.step`; free what it leaves without use."""
+    async def step(self, decide: Callable[[], ev.Event | None], over: Collection[str] = ()) -> None:
+        """Append a step towards a run or of its end, see `Ledger.step`; free what it leaves.
+
+        Args:
+            decide: as for `Ledger.step`.
+            over: further blobs that it leaves without use.
+
+        Raises:
+            FLError: refused by `decide`, or nothing can be stored.
+        """
+        await self._background.through(self._step(decide, over))
+
+    async def _step(self, decide: Callable[[], ev.Event | None], over: Collection[str]) -> None:
         before = self.shelf.blobs()
-        await self._background.through(self._ledger.step(decide))
-        if over := before - self.shelf.blobs():
-            self._background.later(self.retention.free(over))
+        await self._ledger.step(decide)
+        await self.retention.free((before - self.shelf.blobs()).union(over))
 
     @property
     def shelf(self) -> Shelf:
@@ -284,6 +293,26 @@ class Runs:
         """Return all runs, oldest first."""
         return self._ledger.summaries()
 
+    def summary(self, run: int) -> RunSummary:
+        """Return what a list shows of a run that has begun.
+
+        Raises:
+            NotFoundError: there is no such run, or it was deleted.
+            FailedPreconditionError: it has not begun.
+            UnavailableError: this release cannot read its log.
+        """
+        if run in self._ledger and (found := self._ledger[run]).deleted:
+            raise NotFoundError(
+                f"run {run} was deleted by {found.deleted_by} on {moment(found.deleted)}",
+                rule="run_deleted",
+            )
+        self._ledger.shelf.demand_begun(run)
+        if run in self._unreadable:
+            raise UnavailableError(f"run {run} stays as it is: {self._unreadable[run]}")
+        if run not in self._ledger:
+            raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
+        return self._ledger[run]
+
     def active(self) -> list[RunActor]:
         """Return the runs that have not ended, oldest first."""
         return [self._actors[run] for run in sorted(self._actors)]
@@ -298,10 +327,7 @@ class Runs:
         """
         if run in self._actors:
             return self._actors[run]
-        self._demand_readable(run)
-        if run not in self._ledger:
-            raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
-        summary = self._ledger[run]
+        summary = self.summary(run)
         raise FailedPreconditionError(
             f"run {run} has {summary.status}: {summary.reason}", rule="run_ended"
         )
@@ -315,22 +341,12 @@ class Runs:
         """
         if run in self._actors:
             return self._actors[run]
-        self._demand_readable(run)
+        self.summary(run)  # or there is nothing to read
         if run not in self._recent:
             while len(self._recent) >= RECENT_RUNS:
                 del self._recent[next(iter(self._recent))]
             self._recent[run] = self._load(run)
         return self._recent[run]
-
-    def _demand_readable(self, run: int) -> None:
-        if run in self._ledger and (summary := self._ledger[run]).deleted:
-            raise NotFoundError(
-                f"run {run} was deleted by {summary.deleted_by} on {moment(summary.deleted)}",
-                rule="run_deleted",
-            )
-        self._ledger.shelf.demand_begun(run)
-        if run in self._unreadable:
-            raise UnavailableError(f"run {run} stays as it is: {self._unreadable[run]}")
 
     def ended(self, run: int, site: str = "") -> str:
         """Return how a run ended; empty while it is not over; `unknown` if it never was.
@@ -423,106 +439,25 @@ class Runs:
         if self._closed:
             return
         for actor in self.active():
-            self._background.later(_quietly(actor))
+            actor.reconsider()
 
-    # ---- the end of a run's life ----
+    # ---- what became durable ----
 
-    async def delete(self, run: int, by: str) -> None:
-        """Delete a run that is over or has not begun: what it alone needs is freed.
-
-        Its number stays taken and its events stay, for the lineage of models made from its own.
+    async def blobs_of(self, run: int) -> frozenset[str]:
+        """Return all that a run needs, or needed when it was deleted.
 
         Raises:
-            NotFoundError: no such run, or it was deleted before.
-            FailedPreconditionError: it is at work.
-            FLError: its log cannot be read, or nothing can be stored.
+            FLError: its log cannot be read.
         """
-        if run in self.shelf.prepared:
-            await self.step(lambda: self._drop(run, by))
-            return
-        self._demand_ended(run)
-        events = await asyncio.to_thread(self._read, run)
-        await self._background.through(self._delete(run, by, kept_blobs(events, None)))
-
-    def _drop(self, run: int, by: str) -> ev.Event:
-        if run not in self.shelf.prepared:  # a start was faster
-            raise FailedPreconditionError(f"run {run} has begun", rule="run_ended")
-        return ev.RunDeleted(run=run, by=by)
-
-    async def _delete(self, run: int, by: str, blobs: Collection[str]) -> None:
-        def decide() -> ev.Event:
-            self._demand_ended(run)
-            return ev.RunDeleted(run=run, by=by)
-
-        await self._ledger.step(decide)
-        log.info("run %d deleted by %s", run, by)
-        self._recent.pop(run, None)
-        await self.retention.free(blobs)
-
-    def _demand_ended(self, run: int) -> None:
-        if validating := [a.run for a in self.active() if a.state.opened.source_run == run]:
-            raise FailedPreconditionError(
-                f"run {run} is being validated by run {validating[0]}",
-                rule="being_validated",
-                hint=f"wait {validating[0]}, or abort all --run {validating[0]}",
-            )
-        try:
-            self.actor(run)
-        except FailedPreconditionError:
-            if self._ledger[run].ended:
-                return
-        status = self._ledger[run].status
-        raise FailedPreconditionError(f"run {run} is {status}", rule="run_ended")
+        return kept_blobs(await asyncio.to_thread(self._read, run), None)
 
     async def _free_deleted(self) -> None:
         """Free what a process that ended early has left of deleted runs."""
-        left: set[str] = set()
         for summary in self._ledger.summaries():
             if summary.deleted:
-                left |= kept_blobs(await asyncio.to_thread(self._read, summary.run), None)
-        await self.retention.free(left)
+                await self.retention.free(await self.blobs_of(summary.run))
 
-    # ---- hands (see run_actor.Hands) ----
-
-    def roster(self) -> Roster:
-        """Return the sites as they are now."""
-        return self._clients.roster()
-
-    def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
-        """Carry a signed start to its site."""
-        body: Mapping[str, Any] = {
-            "run": opened.run,
-            "digest": opened.job_blob.digest,
-            "size": opened.job_blob.size,
-        }
-        signed = base64.b64decode(item.order)
-        return self._relay.post(item.site, "start", signed=signed, body=body)
-
-    async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, ModelRef | None]:
-        """Compute and store model and optimiser state of a closed round, from the event alone."""
-        return await asyncio.to_thread(aggregate_closed, self._blobs, closed, self._workers)
-
-    async def encode(self, model: ModelRef, codec: str) -> ModelRef:
-        """Make and store what sites download instead of a model; see `make_wire`."""
-        return await asyncio.to_thread(make_wire, self._blobs, model, codec)
-
-    async def aggregate_again(self, closed: ev.RoundClosed, published: str) -> ModelRef:
-        """Compute the model of a closed round once more; another one than `published` is freed.
-
-        Raises:
-            NotFoundError: an update or the base model has been freed.
-            FLError: it cannot be computed.
-        """
-        model, state = await self.aggregate(closed)
-        made = {state.digest} if state else set()
-        await self.retention.free(made | ({model.digest} - {published}))
-        return model
-
-    def tasks_changed(self, sites: set[str]) -> None:
-        """Tell waiting sites that their open tasks have changed."""
-        self._notify(sites)
-
-    def appended(self, actor: RunActor, events: Sequence[ev.Event]) -> None:
+    def _appended(self, actor: RunActor, events: Sequence[ev.Event]) -> None:
         """Keep summaries and blobs in line with what has just become durable."""
         self._note(actor)
         for event in events:
@@ -567,10 +502,3 @@ class Runs:
         assert state.ended is not None
         self._ledger.note(actor.run, ended=actor.times[-1])
         await self._ledger.summarise(actor.run, state.ended, state.round, state.job.rounds)
-
-
-async def _quietly(actor: RunActor) -> None:
-    try:
-        await actor.tell(RosterChanged())
-    except FLError as error:
-        log.warning("run %d could not take in a change of sites: %s", actor.run, error)

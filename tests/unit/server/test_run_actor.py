@@ -84,6 +84,7 @@ class Hands:
     Attributes:
         aggregating: aggregations under way; `model_of` gives their results.
         trouble: raised, one after the other, by the next aggregations.
+        seen: which sites each decision took to be there.
     """
 
     def __init__(self, *live: str) -> None:
@@ -95,10 +96,12 @@ class Hands:
         self.heard: list[ev.Event] = []
         self.batches: list[int] = []
         self.trouble: list[Exception] = []
+        self.seen: list[frozenset[str]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
     def roster(self) -> Roster:
+        self.seen.append(self.live)
         return Roster(self.live)
 
     def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
@@ -454,6 +457,74 @@ def test_what_the_run_must_learn_is_told_again_once_there_is_space(
         assert actor.state.answers == {}
         store.full = False
         await until(lambda: actor.tasks)
+        await actor.stop()
+
+    play(scene())
+
+
+async def without_b(hands: Hands, store: GatedStore) -> RunActor:
+    """A run of two sites whose first round is over, and which waits for the return of one."""
+    actor = await training(hands, store, rounds=3)
+    hands.live = frozenset("a")
+    for task in open_tasks(actor):
+        await actor.tell(answer(task))
+    await until(lambda: 1 in actor.state.models)
+    assert not actor.tasks
+    return actor
+
+
+def test_a_site_that_comes_back_while_the_disk_is_full_is_noticed_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_actor, "RETRY_S", 0.001)
+
+    async def scene() -> None:
+        hands, store = Hands(), GatedStore()
+        actor = await without_b(hands, store)
+        store.full, before = True, len(store.appends)
+        hands.live = frozenset("ab")
+        actor.reconsider()
+        await until(lambda: len(store.appends) > before + 3)
+        assert not actor.tasks
+        store.full = False
+        await until(lambda: actor.tasks)
+        assert actor.state.round == 2
+        await actor.stop()
+
+    play(scene())
+
+
+@pytest.mark.parametrize("moment", ["while it is appended", "at its very end"])
+def test_who_goes_while_his_return_is_decided_is_missed(moment: str) -> None:
+    async def scene() -> None:
+        hands, store = Hands(), GatedStore()
+        actor = await without_b(hands, store)
+
+        def gone() -> None:
+            hands.live = frozenset()
+            hands.seen.clear()
+            actor.reconsider()
+
+        decide = actor._decide_anew
+
+        async def decide_and_go() -> None:
+            await decide()
+            if not hands.seen or hands.seen[-1]:
+                gone()
+
+        hands.live = frozenset("ab")
+        if moment == "at its very end":
+            actor._decide_anew = decide_and_go
+        else:
+            store.gated = True
+        actor.reconsider()
+        if store.gated:
+            await until(lambda: store.waiting)
+            gone()
+            store.gated = False
+            store.let_go()
+        await until(lambda: hands.seen and run_actor.ROSTER not in actor._jobs)
+        assert (hands.seen[-1], actor.state.round) == (frozenset(), 2)
         await actor.stop()
 
     play(scene())

@@ -96,7 +96,7 @@ def test_an_aggregation_without_space(scene: Scene, monkeypatch: pytest.MonkeyPa
             raise ResourceExhaustedError("the disk is full", rule="disk")
 
         await training(scene)
-        monkeypatch.setattr(scene.runs, "aggregate", full)
+        monkeypatch.setattr(scene.runs.hands, "aggregate", full)
         await scene.do("a")
         await scene.do("b")
         await until(lambda: scene.actor().troubles)

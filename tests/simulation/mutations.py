@@ -3,16 +3,20 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from flplatform.algorithms.workflows import run as workflow
+from flplatform.client import task_loop
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
+from flplatform.core.errors import FLError
 from flplatform.core.messages import TRAIN
+from flplatform.core.workflow import RosterChanged
 from flplatform.server import retention, wire
+from flplatform.server.hands import RunHands
 from flplatform.server.relay import RequestRelay
 from flplatform.server.run_actor import RunActor
-from flplatform.server.runs import Runs
 from flplatform.server.training import TrainingService
 from tests.simulation import disk, programs
 from tests.simulation.history import play
@@ -136,33 +140,33 @@ def _deaf(real: Any) -> Any:
 
 def _leave_one_out() -> list[Patch]:
     """A closed round names its updates, and its model is made of fewer."""
-    real = Runs.aggregate
+    real = RunHands.aggregate
 
     async def aggregate(self: Any, closed: Any) -> Any:
         some = closed.contributions[: max(1, len(closed.contributions) - 1)]
         return await real(self, closed.model_copy(update={"contributions": some}))
 
-    return [(Runs, "aggregate", aggregate)]
+    return [(RunHands, "aggregate", aggregate)]
 
 
 def _forget_the_optimiser() -> list[Patch]:
-    real = Runs.aggregate
+    real = RunHands.aggregate
 
     async def aggregate(self: Any, closed: Any) -> Any:
         return await real(self, closed.model_copy(update={"optimizer_state": None}))
 
-    return [(Runs, "aggregate", aggregate)]
+    return [(RunHands, "aggregate", aggregate)]
 
 
 def _encode_another_model() -> list[Patch]:
     """What sites download instead of a model is that of the model before."""
-    real, before = Runs.encode, []
+    real, before = RunHands.encode, []
 
     async def encode(self: Any, model: Any, codec: str) -> Any:
         before.append(model)
         return await real(self, before[-2] if before[1:] else model, codec)
 
-    return [(Runs, "encode", encode)]
+    return [(RunHands, "encode", encode)]
 
 
 def _free_what_sites_download() -> list[Patch]:
@@ -182,6 +186,19 @@ def _undo_without_the_base() -> list[Patch]:
         real(codec, manifest, arrays, base, out)
 
     return [(wire, "decode", decode)]
+
+
+def _forget_who_came_on_a_full_disk() -> list[Patch]:
+    async def decide_anew(self: RunActor) -> None:
+        vars(self)["_reconsider"] = False
+        with suppress(FLError):
+            await self.tell(RosterChanged())
+
+    return [(RunActor, "_decide_anew", decide_anew)]
+
+
+def _drop_what_a_disabled_site_has_trained() -> list[Patch]:
+    return [(task_loop, "_until_enabled", nullcontext)]
 
 
 MOST_SEEDS = 400
@@ -204,17 +221,21 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     "encode another model": _encode_another_model,
     "free what sites download": _free_what_sites_download,
     "undo a codec against another base": _undo_without_the_base,
+    "forget who came while the disk was full": _forget_who_came_on_a_full_disk,
+    "drop what a disabled site has trained": _drop_what_a_disabled_site_has_trained,
 }
 
 
 FIRST_SEEDS = {
-    "train again after a restart": 240,
+    "train again after a restart": 630,
     "count duplicates": 80,
     "no fsync of spooled results": 815,
     "no fsync of accepted runs": 20,
     "settle before the answer": 20,
     "forget what a dead site received": 25,
     "undo a codec against another base": 40,
+    "forget who came while the disk was full": 9410,
+    "drop what a disabled site has trained": 2070,
 }
 """Where to begin to look, if not at 0: known to be noticed soon after."""
 

@@ -15,9 +15,9 @@ RETRIED = (UnavailableError, ResourceExhaustedError, InternalError)
 """Errors after which a site tries again; the others are answers."""
 
 QUIET = 3
-"""So many failures in a row are nothing to speak of."""
+"""Of failures in a row this is the first that is told."""
 
-OFTEN = 96
+OFTEN = 240
 """After so many, one in so many is told: about one in an hour."""
 
 T = TypeVar("T")

@@ -249,4 +249,4 @@ def _closed(error: BaseException) -> UnavailableError:
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error
-    return UnavailableError("the connection was closed")
+    return UnavailableError(f"the connection was closed: {error}".rstrip(": "))

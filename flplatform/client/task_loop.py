@@ -8,7 +8,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -94,12 +94,15 @@ class TaskLoop:
             worker.cancel()
         await asyncio.gather(*self._workers.values(), return_exceptions=True)
 
-    async def fetch(self, blob: ModelRef, troubles: Troubles | None = None) -> Path:
+    async def fetch(
+        self, blob: ModelRef, troubles: Troubles | None = None, *, task: bool = False
+    ) -> Path:
         """Download a blob, once however many ask for it, until it is here.
 
         Args:
             blob: what is wanted.
             troubles: where failed tries are noted.
+            task: it is for a task: if the site is disabled, until it is enabled.
 
         Raises:
             FLError: the server refused.
@@ -109,7 +112,7 @@ class TaskLoop:
             missing = (
                 0 if await asyncio.to_thread(self._blobs.has_whole, blob.digest) else blob.size
             )
-            with _until_enabled():
+            with _until_enabled() if task else nullcontext():
                 path = await self._session.transfer(
                     lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
                 )
@@ -142,7 +145,7 @@ class TaskLoop:
         await _cancel([self._workers[task_id] for task_id in gone - self._answering])
         await self._trim_cache(reply.tasks)
         for task_id, offer in offered.items():
-            # What was in hand and is not any more has been answered since the server was asked.
+            # What was in hand when the server was asked may have been answered since.
             if task_id not in before:
                 self._begin(TaskId.parse(task_id), partial(self._do, offer))
 
@@ -242,7 +245,7 @@ class TaskLoop:
     async def _fetch_model(self, task: Task, run: SiteRun) -> Path | None:
         """Download a task's model, if it has one, in the form in which it crosses the wire."""
         if task.model is None or task.wire is None:
-            return await self.fetch(task.model, run.troubles) if task.model else None
+            return await self.fetch(task.model, run.troubles, task=True) if task.model else None
 
         async def has(digest: str) -> bool:
             return await self._make(run, task, lambda: self._blobs.has_whole(digest))
@@ -251,7 +254,7 @@ class TaskLoop:
             return self._blobs.path(task.model.digest)
         known = self._decoded.get(task.wire.digest)
         if known is None or not await has(known):
-            wire = await self.fetch(task.wire, run.troubles)
+            wire = await self.fetch(task.wire, run.troubles, task=True)
             known = await self._make(run, task, lambda: decode_model(self._blobs, task, wire))
             self._decoded[task.wire.digest] = known
         return self._blobs.path(known)
@@ -320,6 +323,7 @@ class TaskLoop:
                 await self._fail(entry.task_id, TaskFailure(f"the server cannot use it: {error}"))
             else:
                 lost = DataLossError(f"its result is lost and made again: {error}")
+                log.error("task %s: %s", entry.task_id, lost)
         state = run.state if run and adopt else None
 
         async def settle() -> None:
@@ -380,20 +384,23 @@ class TaskLoop:
             task_id=str(task_id),
             failure=pb.TaskFailure(error=failure.error, traceback=failure.traceback),
         )
+
+        async def step() -> None:
+            with _until_enabled():
+                await self._session.training("SubmitResult", request)
+
         try:
-            await self._session.persist(
-                f"report failure of {task_id}",
-                lambda: self._session.training("SubmitResult", request),
-            )
+            await self._session.persist(f"report failure of {task_id}", step)
         except FLError as error:
             log.info("failure of %s: %s", task_id, error)
 
 
 @contextmanager
 def _until_enabled() -> Iterator[None]:
-    """Have what a disabled site is refused tried again: what it has trained is not lost.
+    """Have what a disabled site is refused tried again: what it has done is not lost.
 
-    If its task or run ends meanwhile, it hears of that by another way.
+    A task that was settled meanwhile is told from that once the site is enabled; if the run has
+    ended, `GetTask` says so.
     """
     try:
         yield

@@ -175,14 +175,18 @@ class Lifecycle:
             FailedPreconditionError: it is at work.
             FLError: its log cannot be read, or nothing can be stored.
         """
-        if number in self._runs.shelf.prepared:
-            await self._runs.step(lambda: self._drop(number, by))
-        else:
+        decide, over = self._drop, frozenset[str]()
+        if number not in self._runs.shelf.prepared:
             self._demand_over(number)
-            over = await self._runs.blobs_of(number)
-            await self._runs.step(lambda: self._delete(number, by), over)
-        log.info("run %d deleted by %s", number, by)
-        await asyncio.to_thread(self._forget, number)
+            decide, over = self._delete, await self._runs.blobs_of(number)
+
+        async def work() -> None:
+            await self._runs.step(lambda: decide(number, by))
+            log.info("run %d deleted by %s", number, by)
+            await self._runs.retention.free(over)
+            await asyncio.to_thread(self._forget, number)
+
+        await self._runs.background.through(work())
 
     def _drop(self, number: int, by: str) -> RunDeleted:
         if number not in self._runs.shelf.prepared:  # a start was faster

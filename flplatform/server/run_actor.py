@@ -49,6 +49,9 @@ RETRY_S = 5.0
 DEPLOY = "deploy/"
 """How the names of jobs begin that carry a signed start."""
 
+APPEND = "append"
+"""Name of the trouble that nothing can be stored."""
+
 ROSTER = "roster"
 """Name of the job that takes in who is there."""
 
@@ -164,9 +167,9 @@ class RunActor:
         self._begin(ROSTER, self._decide_anew)
 
     async def _decide_anew(self) -> None:
-        while self._reconsider:
-            self._reconsider = False
-            await self._report(RosterChanged())
+        self._reconsider = False
+        await self._report(RosterChanged())
+        self.troubles.pop(APPEND, None)  # also where nothing is to be stored any more
 
     def judge(self, given: Input) -> tuple[ev.Event, ...]:
         """Decide an input of a run that is not at work; what it would change is refused.
@@ -217,12 +220,13 @@ class RunActor:
             try:
                 await asyncio.wrap_future(self._store.append(rows))
             except ResourceExhaustedError as error:
-                log.error("run %d: nothing can be stored: %s", self.run, error)
-                self._note_trouble("append", error)
+                level = logging.DEBUG if APPEND in self.troubles else logging.ERROR
+                log.log(level, "run %d: nothing can be stored: %s", self.run, error)
+                self._note_trouble(APPEND, error)
                 for letter, _ in decided:
                     _fail(letter, error)
                 return
-            self.troubles.pop("append", None)
+            self.troubles.pop(APPEND, None)
         self.state = state
         new = [event for _, events in decided for event in events]
         self.events.extend(new)
@@ -295,7 +299,7 @@ class RunActor:
             if ended.cancelled() and key.startswith(DEPLOY) and not self._stopped:
                 self._perform()  # the same may be wanted again by now
             if key == ROSTER and self._reconsider and not self._stopped:
-                self.reconsider()  # a site came or went when this had just come to its end
+                self.reconsider()  # a site came or went while that was decided
 
         task.add_done_callback(done)
 

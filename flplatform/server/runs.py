@@ -1,9 +1,9 @@
-"""All runs: numbering, opening after a restart, and the hands that they share."""
+"""All runs: numbering, opening after a restart, finding and feeding them."""
 
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
@@ -71,6 +71,7 @@ class Runs:
     Attributes:
         retention: frees blobs that nothing needs.
         uploads: what sites have uploaded for their open tasks.
+        background: carries through what must not be left half done.
         hands: what all runs share to carry out what is decided.
     """
 
@@ -98,8 +99,8 @@ class Runs:
             self._read,
             lambda: self._ledger.shelf.blobs(),
         )
-        self._background = Background()
-        self.uploads = Uploads(blobs, self.retention, self._actors, self._background)
+        self.background = Background()
+        self.uploads = Uploads(blobs, self.retention, self._actors, self.background)
         self._closed = False
         self._recent: dict[int, RunActor] = {}
         self.last_event = ""
@@ -132,7 +133,7 @@ class Runs:
                 continue
             if actor.state.ended:
                 self._note(actor)
-                self._background.later(self._summarise(actor))
+                self.background.later(self._summarise(actor))
             else:
                 self._clients.presume(actor.state.deployed)
                 self._start(actor)
@@ -145,12 +146,12 @@ class Runs:
                     actor.state.round,
                 )
         if any(summary.deleted for summary in self._ledger.summaries()):
-            self._background.later(self._free_deleted())
+            self.background.later(self._free_deleted())
 
     async def close(self) -> None:
         """Stop all deciders; what they decided is in the log."""
         self._closed = True
-        await self._background.close()
+        await self.background.close()
         await asyncio.gather(*(actor.stop() for actor in self._actors.values()))
 
     def _load(self, run: int) -> RunActor:
@@ -224,7 +225,7 @@ class Runs:
             wire = await self.hands.encode(package.model, job.codec_down)
             named = ev.Blob(digest=wire.digest, size=wire.size)
             opened = opened.model_copy(update={"wire": named})
-        return await self._background.through(self._open_run(opened, manifest))
+        return await self.background.through(self._open_run(opened, manifest))
 
     async def open_chosen(self, choose: Callable[[], ev.RunOpened]) -> int:
         """Number and open a run whose first event `choose` decides; what that names is kept.
@@ -238,7 +239,7 @@ class Runs:
             with self.retention.hold(*source_models(opened)):
                 return await self._open_run(opened, self._manifest(opened.initial_model))
 
-        return await self._background.through(work())
+        return await self.background.through(work())
 
     def submitted(self, submission_id: str, job_digest: str) -> int | None:
         """Return the number of the run that a submission has become, if it has.
@@ -257,22 +258,16 @@ class Runs:
                 log.info("run %d opened: %s by %s", run, opened.job.name, opened.submitter)
             return run
 
-    async def step(self, decide: Callable[[], ev.Event | None], over: Collection[str] = ()) -> None:
+    async def step(self, decide: Callable[[], ev.Event | None]) -> None:
         """Append a step towards a run or of its end, see `Ledger.step`; free what it leaves.
-
-        Args:
-            decide: as for `Ledger.step`.
-            over: further blobs that it leaves without use.
 
         Raises:
             FLError: refused by `decide`, or nothing can be stored.
         """
-        await self._background.through(self._step(decide, over))
-
-    async def _step(self, decide: Callable[[], ev.Event | None], over: Collection[str]) -> None:
         before = self.shelf.blobs()
-        await self._ledger.step(decide)
-        await self.retention.free((before - self.shelf.blobs()).union(over))
+        await self.background.through(self._ledger.step(decide))
+        if over := before - self.shelf.blobs():
+            self.background.later(self.retention.free(over))
 
     @property
     def shelf(self) -> Shelf:
@@ -414,7 +409,7 @@ class Runs:
         Raises:
             ResourceExhaustedError: nothing can be stored.
         """
-        await self._background.through(self._set_enabled(site, enabled, by))
+        await self.background.through(self._set_enabled(site, enabled, by))
 
     async def deny(self, word: Denial) -> None:
         """Deny a name, or undo that; remembered over restarts.
@@ -422,7 +417,7 @@ class Runs:
         Raises:
             ResourceExhaustedError: nothing can be stored.
         """
-        await self._background.through(self._ledger.deny(word))
+        await self.background.through(self._ledger.deny(word))
 
     def site_changed(self, site: str) -> None:
         """Have runs and the site's waiting calls reconsider what it may do."""
@@ -441,7 +436,7 @@ class Runs:
         for actor in self.active():
             actor.reconsider()
 
-    # ---- what became durable ----
+    # ---- what is over ----
 
     async def blobs_of(self, run: int) -> frozenset[str]:
         """Return all that a run needs, or needed when it was deleted.
@@ -453,9 +448,13 @@ class Runs:
 
     async def _free_deleted(self) -> None:
         """Free what a process that ended early has left of deleted runs."""
+        left: set[str] = set()
         for summary in self._ledger.summaries():
             if summary.deleted:
-                await self.retention.free(await self.blobs_of(summary.run))
+                left |= await self.blobs_of(summary.run)
+        await self.retention.free(left)
+
+    # ---- what has become durable ----
 
     def _appended(self, actor: RunActor, events: Sequence[ev.Event]) -> None:
         """Keep summaries and blobs in line with what has just become durable."""
@@ -475,12 +474,12 @@ class Runs:
         if ended:
             over |= source_models(actor.state.opened)
         if over:
-            self._background.later(self.retention.free(over))
+            self.background.later(self.retention.free(over))
         left = {event.site for event in events if isinstance(event, ev.SiteWithdrawn)}
         if ended or left:
             self._notify(set(actor.state.targets) if ended else left)
         if ended:
-            self._background.later(self._retire(actor))
+            self.background.later(self._retire(actor))
         self.changed()
 
     def _note(self, actor: RunActor) -> None:

@@ -182,7 +182,7 @@ class Injector:
                 return
             number = numbers[fault.number % len(numbers)]
             if fault.kind == "delete":
-                await runs.delete(number, "operator")
+                await history.server.lifecycle.delete(number, "operator")
                 return
             actor = runs.actor(number)
             sites = (fault.site,)
@@ -203,6 +203,9 @@ class Injector:
             events = await actor.tell(given)
         except FLError as error:
             world.note("operator", f"refused: {error}")
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, a command must not meet it
+            history.watcher.object(f"a command: {error!r}")
             return
         world.count("command obeyed")
         stored = history.server.log.run(number)

@@ -21,6 +21,7 @@ from flplatform.rpc import interceptors
 from flplatform.rpc.interceptors import Caller
 from flplatform.security.identity import Identity
 from flplatform.server.client_manager import ClientManager
+from flplatform.server.lifecycle import Lifecycle
 from flplatform.server.relay import RequestRelay
 from flplatform.server.runs import Runs
 from flplatform.server.server import FederatedServer
@@ -216,6 +217,10 @@ class Server:
         self.clients = ClientManager(100, DEAD_AFTER_S, loop.time, self._clients_changed)
         self.runs = Runs(
             self.store, self.blobs, self.clients, self.relay, LoopExecutor(loop), self._notify
+        )
+        nobody: Any = None  # whom to trust: no order is verified here
+        self.lifecycle = Lifecycle(
+            nobody, self.runs, self.clients, lambda: self.clients.known, lambda _run: None
         )
         processors = ResultProcessors([ModelResultProcessor(), ValidateResultProcessor()])
         self.training = TrainingService(self.runs, self.blobs, processors, WAITING_CALL_S)

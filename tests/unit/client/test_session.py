@@ -346,7 +346,7 @@ def test_a_server_that_stays_away_is_told_ever_more_rarely(pauses, caplog):
         with caplog.at_level(logging.WARNING, retrying.__name__):
             await session.persist("step", failing(*errors))
         told = [record.message.split(" failed")[0] for record in caplog.records]
-        assert told == [f"step: try {n}" for n in (3, 6, 12, 24, 48, 96, 192, 288)]
+        assert told == [f"step: try {n}" for n in (3, 6, 12, 24, 48, 96, 192, 240)]
 
     offline(go)
 

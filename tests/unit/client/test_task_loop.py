@@ -1020,6 +1020,33 @@ def test_what_a_disabled_site_has_trained_is_kept_until_it_is_enabled(world, whe
     play(go())
 
 
+def test_a_failure_of_a_disabled_site_is_told_once_it_is_enabled(world):
+    async def go():
+        async with world.loop() as session:
+            session.answers[TRAIN] = [PermissionDeniedError("is disabled", rule="disabled")]
+            world.runs[7].does[TRAIN] = [TaskFailure("after hours")]
+            session.offer(TRAIN)
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            assert session.submitted[0].failure.error == "after hours"
+            assert session.calls.count(f"begin {TRAIN}") == 1
+
+    play(go())
+
+
+def test_a_disabled_site_is_refused_the_package_of_a_run_at_once(world):
+    """Its answer to the start says so: the others need not wait for it."""
+
+    async def go():
+        async with world.loop() as session:
+            model = world.model()
+            refused = PermissionDeniedError("site-1 is disabled", rule="disabled")
+            session.uploads[model.digest] = [refused]
+            with pytest.raises(PermissionDeniedError):
+                await world.tasks.fetch(ModelRef(model.digest, model.size))
+
+    play(go())
+
+
 def test_a_disabled_site_downloads_once_it_is_enabled(world):
     async def go():
         async with world.loop() as session:

@@ -635,11 +635,11 @@ def test_trouble_in_the_background_is_logged(
             raise UnavailableError("the store is gone")
 
         with caplog.at_level(logging.ERROR):
-            scene.runs._background.later(broken())
+            scene.runs.background.later(broken())
             await settle()
         assert "the store is gone" in caplog.text
         await scene.close()
         scene.runs.roster_changed(["a"])
-        assert scene.runs._background._tasks == set()
+        assert scene.runs.background._tasks == set()
 
     play(it())

@@ -7,8 +7,7 @@ answered: filters run once, and nothing is trained again because a wire broke.
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -112,17 +111,36 @@ class TaskLoop:
             missing = (
                 0 if await asyncio.to_thread(self._blobs.has_whole, blob.digest) else blob.size
             )
-            with _until_enabled() if task else nullcontext():
-                path = await self._session.transfer(
-                    lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
-                )
+            path = await self._session.transfer(
+                lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
+            )
             self.counters.add("received_bytes", amount=missing)
             return path
 
-        watch = (troubles or Troubles()).watch
+        what, noted = f"download {blob.digest}", troubles or Troubles()
         lock = self._fetching.setdefault(blob.digest, asyncio.Lock())
         async with lock:
-            return await self._session.persist(f"download {blob.digest}", lambda: watch(step))
+            if task:
+                return await self._persist(what, step, noted)
+            return await self._session.persist(what, lambda: noted.watch(step))
+
+    async def _persist(self, what: str, step: Callable[[], Awaitable[T]], troubles: Troubles) -> T:
+        """Do a step of a task until it is answered; how it fails is noted in `troubles`.
+
+        A refusal because the site is disabled is no answer: what it has done is not lost. A task
+        that was settled meanwhile is told from that once the site is enabled; if the run has
+        ended, `GetTask` says so.
+        """
+
+        async def enabled() -> T:
+            try:
+                return await step()
+            except PermissionDeniedError as error:
+                if error.rule != "disabled":
+                    raise
+                raise UnavailableError(error.message, hint=error.hint) from None
+
+        return await self._session.persist(what, lambda: troubles.watch(enabled))
 
     async def _step(self) -> None:
         self._runs.news.clear()
@@ -288,7 +306,7 @@ class TaskLoop:
         async def step() -> T:
             return await in_thread(work)
 
-        return await self._session.persist(str(task.id), lambda: run.troubles.watch(step))
+        return await self._persist(str(task.id), step, run.troubles)
 
     # ---- answering ----
 
@@ -308,9 +326,7 @@ class TaskLoop:
         adopt = False
         lost: DataLossError | None = None
         try:
-            await self._session.persist(
-                f"submit {entry.task_id}", lambda: troubles.watch(lambda: self._send(entry))
-            )
+            await self._persist(f"submit {entry.task_id}", lambda: self._send(entry), troubles)
             adopt = True
             self.counters.add("tasks_done")
         except (AlreadyExistsError, FailedPreconditionError, NotFoundError) as error:
@@ -335,17 +351,13 @@ class TaskLoop:
                 raise UnavailableError(f"the spool cannot be written: {error}") from error
 
         # Whatever the disk says: the next task would start from the state before this one's.
-        await self._session.persist(f"settle {entry.task_id}", lambda: troubles.watch(settle))
+        await self._persist(f"settle {entry.task_id}", settle, troubles)
         if run:
             run.enter("idle")
         if lost:
             raise lost
 
     async def _send(self, entry: SpooledResult) -> None:
-        with _until_enabled():
-            await self._upload_and_submit(entry)
-
-    async def _upload_and_submit(self, entry: SpooledResult) -> None:
         task_id = str(entry.task_id)
         if entry.blob:
             blob, path = entry.blob, self._spool.file(entry.task_id)
@@ -384,30 +396,14 @@ class TaskLoop:
             task_id=str(task_id),
             failure=pb.TaskFailure(error=failure.error, traceback=failure.traceback),
         )
-
-        async def step() -> None:
-            with _until_enabled():
-                await self._session.training("SubmitResult", request)
-
         try:
-            await self._session.persist(f"report failure of {task_id}", step)
+            await self._persist(
+                f"report failure of {task_id}",
+                lambda: self._session.training("SubmitResult", request),
+                Troubles(),
+            )
         except FLError as error:
             log.info("failure of %s: %s", task_id, error)
-
-
-@contextmanager
-def _until_enabled() -> Iterator[None]:
-    """Have what a disabled site is refused tried again: what it has done is not lost.
-
-    A task that was settled meanwhile is told from that once the site is enabled; if the run has
-    ended, `GetTask` says so.
-    """
-    try:
-        yield
-    except PermissionDeniedError as error:
-        if error.rule != "disabled":
-            raise
-        raise UnavailableError(error.message, hint=error.hint) from None
 
 
 def _demand_signed(run: SiteRun, task: Task) -> None:

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 from flplatform.algorithms.workflows import run as workflow
-from flplatform.client import task_loop
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
 from flplatform.core.errors import FLError
@@ -198,7 +197,10 @@ def _forget_who_came_on_a_full_disk() -> list[Patch]:
 
 
 def _drop_what_a_disabled_site_has_trained() -> list[Patch]:
-    return [(task_loop, "_until_enabled", nullcontext)]
+    async def persist(self: Any, what: str, step: Any, troubles: Any) -> Any:
+        return await self._session.persist(what, lambda: troubles.watch(step))
+
+    return [(TaskLoop, "_persist", persist)]
 
 
 MOST_SEEDS = 400

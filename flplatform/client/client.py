@@ -84,10 +84,13 @@ class SiteClient:
             over=lambda run: self._runs.over(run),
             submitter=lambda run: self._runs.submitter(run),
         )
+        spool = Spool(folder / "spool")
         self._runs = SiteRuns(
             kit,
             policy,
             self._fetch,
+            spool,
+            lambda run: self._tasks.stop(run),
             self._current_trust,
             self._on_metric,
             self._logs.publish,
@@ -96,7 +99,7 @@ class SiteClient:
         self._tasks = TaskLoop(
             self._session,
             self._runs,
-            Spool(folder / "spool"),
+            spool,
             blobs,
             kit.local.site_policy,
             folder / "work",

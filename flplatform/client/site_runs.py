@@ -17,6 +17,7 @@ from flplatform.client.policy import Plan, Policy
 from flplatform.client.requests import StartBody
 from flplatform.client.retrying import persist
 from flplatform.client.site_run import RunRecord, SiteRun
+from flplatform.client.spool import Spool
 from flplatform.client.troubles import Troubles
 from flplatform.client.verbs import Submitter
 from flplatform.core.errors import (
@@ -49,6 +50,8 @@ class SiteRuns:
 
     Args:
         fetch: downloads a blob and returns its file.
+        spool: has the results that wait for an answer.
+        stop_tasks: ends the tasks of a run that is over here.
         trust: returns the trust store of now.
         on_metric: hears of every metric that training code logs.
         on_lines: hears of every line of a run's log: (run, time, who, texts).
@@ -60,6 +63,8 @@ class SiteRuns:
         kit: Kit,
         policy: Policy,
         fetch: Callable[[ModelRef], Awaitable[Path]],
+        spool: Spool,
+        stop_tasks: Callable[[int], Awaitable[None]],
         trust: Callable[[], TrustStore],
         on_metric: Callable[[int, int, str, float, int | None], None],
         on_lines: Callable[[int, str, str, Sequence[str]], None] = lambda *_: None,
@@ -71,6 +76,8 @@ class SiteRuns:
         self._kit = kit
         self._policy = policy
         self._fetch = fetch
+        self._spool = spool
+        self._stop_tasks = stop_tasks
         self._trust = trust
         self._on_metric = on_metric
         self._folder = private_dir(kit.state_folder() / "runs")
@@ -188,7 +195,8 @@ class SiteRuns:
                 order=base64.b64encode(signed.to_bytes()).decode(),
                 accepted=now,
             )
-            await self.end(body.run, "started anew")
+            self.end(body.run, "started anew")
+            await self.until_ended(body.run)
             folder = await persist(
                 f"take run {body.run} on",
                 lambda: in_thread(self._unpack, record, package),
@@ -224,6 +232,7 @@ class SiteRuns:
             raise InvalidArgumentError(f"run {body.run} is another job here", field="run")
 
     def _unpack(self, record: RunRecord, package: Package) -> Path:
+        self._spool.drop_run(record.run)  # where the end of an earlier start could not
         folder = self._folder / f"run-{record.run}"
         temporary = self._folder / f".tmp-{record.run}"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -284,13 +293,19 @@ class SiteRuns:
         found = self._runs.get(run)
         return found.troubles if found else self._past.get(run, Troubles())
 
-    async def end(self, number: int, status: str) -> None:
-        """End a run here: its process, its code and its state; its log stays."""
+    def end(self, number: int, status: str) -> None:
+        """Begin to end a run here: its tasks, its process, its code and its state; its log stays.
+
+        Job code may take its time to end: nothing else waits for it, but a new start of the run.
+        """
         if (run := self._runs.pop(number, None)) is not None:
             log.info("run %d has ended: %s", number, status)
             ending = asyncio.create_task(self._end(run), name=f"end run {number}")
             self._ending[number] = ending
             ending.add_done_callback(lambda _: self._ending.pop(number, None))
+
+    async def until_ended(self, number: int) -> None:
+        """Wait until nothing is left of a run that has ended here."""
         if number in self._ending:
             await asyncio.shield(self._ending[number])
 
@@ -299,12 +314,20 @@ class SiteRuns:
         self._past[number] = run.troubles
         while len(self._past) > PAST_TROUBLES:
             del self._past[next(iter(self._past))]
+        await self._stop_tasks(number)
         if warming := self._warming.get(number):
             warming.cancel()
             await asyncio.wait([warming])
         await run.close()
         self._on_end(number)
-        await asyncio.to_thread(shutil.rmtree, run.folder, ignore_errors=True)
+        await in_thread(self._remove, run)
+
+    def _remove(self, run: SiteRun) -> None:
+        try:
+            self._spool.drop_run(run.run)
+        except OSError as error:
+            log.error("run %d: its results stay in the spool: %s", run.run, error)
+        shutil.rmtree(run.folder, ignore_errors=True)
 
     async def close(self) -> None:
         """End all run processes; the runs stay accepted."""

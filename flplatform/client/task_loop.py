@@ -73,6 +73,8 @@ class TaskLoop:
         self._work = private_dir(work)
         self._workers: dict[str, asyncio.Task[bool]] = {}
         self._answering: set[str] = set()
+        self._stopping: set[str] = set()
+        """Cancelled, and not over: job code may take its time."""
         self._withdrawn: set[str] = set()
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._decoded: dict[str, str] = {}
@@ -89,9 +91,11 @@ class TaskLoop:
 
     async def close(self) -> None:
         """Stop all workers; what they have spooled stays."""
-        for worker in self._workers.values():
-            worker.cancel()
-        await asyncio.gather(*self._workers.values(), return_exceptions=True)
+        await self._stop(list(self._workers))
+
+    async def stop(self, run: int) -> None:
+        """End the tasks of a run that is over here."""
+        await self._stop(self._of(run))
 
     async def fetch(
         self, blob: ModelRef, troubles: Troubles | None = None, *, task: bool = False
@@ -154,13 +158,12 @@ class TaskLoop:
             return  # the server is asked anew: it has been told what is not so any more
         for ended in reply.ended:
             if self._runs.get(ended.run) is runs.get(ended.run):  # not started anew meanwhile
-                await self._end(ended.run, ended.status)
+                self._runs.end(ended.run, ended.status)
         offered = {task.id: task for task in reply.tasks}
-        gone = set(self._workers) - set(offered)
-        self._withdrawn = gone & self._answering  # the server's answer settles the state
-        for task_id in gone - self._answering:
-            log.info("task %s is withdrawn", task_id)
-        await _cancel([self._workers[task_id] for task_id in gone - self._answering])
+        self._withdrawn = set(self._workers) - set(offered)
+        for task_id in self._withdrawn - self._answering:  # else the answer settles the state
+            if self._cancel(task_id):
+                log.info("task %s is withdrawn", task_id)
         await self._trim_cache(reply.tasks)
         for task_id, offer in offered.items():
             # What was in hand when the server was asked may have been answered since.
@@ -174,10 +177,26 @@ class TaskLoop:
         keep |= self._runs.needed_blobs() | set(self._fetching)
         await asyncio.to_thread(trim, self._blobs, keep, self._cache_bytes)
 
-    async def _end(self, run: int, status: str) -> None:
-        await _cancel([item for key, item in self._workers.items() if TaskId.parse(key).run == run])
-        self._spool.drop_run(run)
-        await self._runs.end(run, status)
+    def _of(self, run: int) -> list[str]:
+        return [key for key in self._workers if TaskId.parse(key).run == run]
+
+    def _cancel(self, task_id: str) -> bool:
+        """Cancel a worker, once: it is shielding the end of its run process from the first."""
+        fresh = task_id not in self._stopping
+        if fresh:
+            self._stopping.add(task_id)
+            self._workers[task_id].cancel()
+        return fresh
+
+    async def _stop(self, task_ids: list[str]) -> None:
+        for task_id in task_ids:
+            self._cancel(task_id)
+        await self._wait(task_ids)
+
+    async def _wait(self, task_ids: list[str]) -> None:
+        """Wait until workers are through."""
+        if workers := [self._workers[task_id] for task_id in task_ids]:
+            await asyncio.wait(workers)
 
     def _begin(self, task_id: TaskId, work: Callable[[], Awaitable[None]]) -> None:
         key = str(task_id)
@@ -199,7 +218,9 @@ class TaskLoop:
         def done(ended: asyncio.Task[bool]) -> None:
             del self._workers[key]
             self._answering.discard(key)
-            if not ended.cancelled() and not ended.result():
+            self._stopping.discard(key)
+            unanswered = ended.cancelled() or not ended.result()
+            if unanswered and key not in self._withdrawn:
                 self._runs.news.set()  # the server believes that it is in hand here
 
         task.add_done_callback(done)
@@ -216,6 +237,7 @@ class TaskLoop:
             ModelRef(offer.wire.digest, offer.wire.size) if offer.HasField("wire") else None,
             offer.wire_codec or "none",
         )
+        await self._wait([key for key in self._of(task_id.run) if key in self._stopping])
         if entry := self._spool.get(task_id):
             return await self._submit(entry)
         run = self._runs.get(task_id.run)
@@ -428,13 +450,6 @@ def _demand_signed(run: SiteRun, task: Task) -> None:
                 f"the server asks for {name} {asked!r}, the job says {signed[-1]!r}",
                 rule="signed job",
             )
-
-
-async def _cancel(workers: list[asyncio.Task[bool]]) -> None:
-    for worker in workers:
-        worker.cancel()
-    if workers:
-        await asyncio.wait(workers)
 
 
 async def _unless(event: asyncio.Event, call: Awaitable[T]) -> T | None:

@@ -252,10 +252,19 @@ class Program(SiteClient):
         policy: Any = _Policy(world, behaviour)
         self._blobs = FileBlobStore(folder / "blobs")
         self._session = Session(kit, "none", lambda: self._runs.numbers())
-        self._runs = SiteRuns(kit, policy, self._fetch, lambda: trust, lambda *_: None)
+        spool = Spool(folder / "spool")
+        self._runs = SiteRuns(
+            kit,
+            policy,
+            self._fetch,
+            spool,
+            lambda run: self._tasks.stop(run),
+            lambda: trust,
+            lambda *_: None,
+        )
         limits: Any = SimpleNamespace(filters=(), max_examples=None)
         self._tasks = TaskLoop(
-            self._session, self._runs, Spool(folder / "spool"), self._blobs, limits, folder / "work"
+            self._session, self._runs, spool, self._blobs, limits, folder / "work"
         )
         self._agent = RequestAgent(
             trust=lambda: trust,

@@ -14,6 +14,7 @@ from flplatform.client.policy import Policy
 from flplatform.client.requests import RequestAgent, basic_verbs
 from flplatform.client.seen import SeenIds
 from flplatform.client.site_runs import SiteRuns
+from flplatform.client.spool import Spool
 from flplatform.client.verbs import SiteVerb, everyone
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.audit import AuditLog, records
@@ -352,7 +353,14 @@ def real_runs(site):
 
     def make() -> SiteRuns:
         policy = Policy(site.kit, "sandbox")
-        return SiteRuns(site.kit, policy, fetch, lambda: site.kit.trust, lambda *_: None)
+        spool = Spool(site.kit.state_folder() / "spool")
+
+        async def stop_tasks(run):
+            raise AssertionError("nothing has begun")
+
+        return SiteRuns(
+            site.kit, policy, fetch, spool, stop_tasks, lambda: site.kit.trust, lambda *_: None
+        )
 
     return make
 

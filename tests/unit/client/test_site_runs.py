@@ -19,6 +19,7 @@ from flplatform.client.executors import RunProcessCrashed
 from flplatform.client.policy import Policy
 from flplatform.client.requests import StartBody
 from flplatform.client.site_runs import SiteRuns
+from flplatform.client.spool import Spool, SpooledResult
 from flplatform.core.config import Environment, Environments, SitePolicy
 from flplatform.core.errors import (
     FailedPreconditionError,
@@ -110,6 +111,7 @@ class World:
         self.trust = people.kit.trust
         self.blobs = FileBlobStore(folder / "blobs")
         self.fetched: list[str] = []
+        self.stopped: list[int] = []
         self.metrics: list[tuple[object, ...]] = []
         self.gate: asyncio.Event | None = None
 
@@ -126,11 +128,23 @@ class World:
             await self.gate.wait()
         return self.blobs.path(blob.digest)
 
+    def spool(self) -> Spool:
+        return Spool(self.kit.state_folder() / "spool")
+
+    async def stop_tasks(self, run: int) -> None:
+        self.stopped.append(run)
+
     def runs(self) -> SiteRuns:
         """The runs of a process that has just been started."""
         policy = Policy(self.kit, "sandbox")
         runs = SiteRuns(
-            self.kit, policy, self.fetch, lambda: self.trust, lambda *m: self.metrics.append(m)
+            self.kit,
+            policy,
+            self.fetch,
+            self.spool(),
+            self.stop_tasks,
+            lambda: self.trust,
+            lambda *m: self.metrics.append(m),
         )
         runs.open(self.blobs.path)
         return runs
@@ -177,6 +191,11 @@ def play(coroutine):
         return await asyncio.wait_for(coroutine, 20)
 
     return asyncio.run(bounded())
+
+
+async def end(runs: SiteRuns, number: int, status: str) -> None:
+    runs.end(number, status)
+    await runs.until_ended(number)
 
 
 async def settle() -> None:
@@ -260,7 +279,7 @@ def test_a_submission_is_started_once(world):
         text = await refused(runs.accept(*world.offer(run=2)), "single start")
         assert "as run 1" in text
         await refused(world.runs().accept(*world.offer(run=2)), "single start")
-        await runs.end(1, "finished")
+        await end(runs, 1, "finished")
         for later in (runs, world.runs()):
             await refused(later.accept(*world.offer(run=1)), "single start")
             await refused(later.accept(*world.offer(run=2)), "single start")
@@ -278,7 +297,7 @@ def test_a_kill_between_accepting_and_noting_it(world):
         (world.home / "submissions.json").unlink()
         again = world.runs()
         assert again.recorded(offer[0], offer[3])
-        await again.end(1, "finished")
+        await end(again, 1, "finished")
         await refused(world.runs().accept(*offer), "single start")
 
     play(go())
@@ -363,7 +382,7 @@ def test_a_run_that_is_ending_does_not_take_its_successor_along(world, processes
             await aborting()
 
         monkeypatch.setattr(processes.made[0], "abort", slow)
-        ending = asyncio.create_task(runs.end(1, "withdrawn"))
+        ending = asyncio.create_task(end(runs, 1, "withdrawn"))
         await settle()
         joining = asyncio.create_task(runs.accept(*world.offer(run=1, number=2, data=data)))
         await settle()
@@ -371,6 +390,40 @@ def test_a_run_that_is_ending_does_not_take_its_successor_along(world, processes
         await asyncio.gather(ending, joining)
         assert runs.numbers() == [1]
         assert (world.home / "run-1" / "start.json").exists()
+        await runs.close()
+
+    play(go())
+
+
+def test_the_results_of_a_run_end_with_it(world, processes, monkeypatch, caplog):
+    """At the latest before it is started anew: its tasks have the same names then."""
+
+    def left() -> list[str]:
+        return [str(entry.task_id) for entry in world.spool().entries()]
+
+    async def go():
+        data = world.packed()
+        runs = world.runs()
+        for number in (1, 2):
+            await runs.accept(*world.offer(run=1, number=number, data=data))
+            work = world.folder / f"work-{number}"
+            work.mkdir()
+            world.spool().commit(SpooledResult(TaskId.parse("1/1/train/site-1"), None, 5), work)
+            if number == 1:
+                await end(runs, 1, "withdrawn")
+                assert (world.stopped, left()) == ([1], [])
+        with monkeypatch.context() as patch:
+
+            def failing(*_):
+                raise OSError(errno.EIO, "Input/output error")
+
+            patch.setattr(Spool, "drop_run", failing)
+            await end(runs, 1, "withdrawn")
+        assert "its results stay in the spool: [Errno 5]" in caplog.text
+        assert not (world.home / "run-1").exists()
+        assert left() == ["1/1/train/site-1"]
+        await runs.accept(*world.offer(run=1, number=3, data=data))
+        assert left() == []
         await runs.close()
 
     play(go())
@@ -479,7 +532,7 @@ def test_runs_at_once(world):
         fast = world.packed(environment="fast")
         await runs.accept(*world.offer(4, 4, data=fast))
         await refused(runs.accept(*world.offer(5, 5, data=fast)), "max_runs = 1")
-        await runs.end(2, "aborted")
+        await end(runs, 2, "aborted")
         await runs.accept(*world.offer(3, 3))
         assert runs.numbers() == [1, 3, 4]
         await runs.close()
@@ -632,12 +685,12 @@ def test_the_end_of_a_run(world, processes):
         spec = processes.made[0].spec
         spec.log.write_text("what happened")
         spec.state.mkdir()
-        await runs.end(1, "finished")
+        await end(runs, 1, "finished")
         assert processes.made[0].state == "aborted"
         assert (runs.numbers(), runs.get(1)) == ([], None)
         assert [path.name for path in world.home.iterdir()] == ["submissions.json"]
         assert spec.log.read_text() == "what happened"
-        await runs.end(1, "finished")
+        await end(runs, 1, "finished")
         assert world.runs().numbers() == []
 
     play(go())
@@ -651,6 +704,8 @@ def test_whoever_follows_the_log_hears_its_lines_and_its_end(world, processes):
             world.kit,
             policy,
             world.fetch,
+            world.spool(),
+            world.stop_tasks,
             lambda: world.trust,
             lambda *_: None,
             lambda *line: heard.append(line),
@@ -661,8 +716,8 @@ def test_whoever_follows_the_log_hears_its_lines_and_its_end(world, processes):
         await settle()
         assert (runs.over(1), runs.submitter(1)) == (False, ("amy", world.offer()[2].organisation))
         processes.made[0].spec.on_lines("now", "job", ["one"])
-        await runs.end(1, "finished")
-        await runs.end(2, "finished")
+        await end(runs, 1, "finished")
+        await end(runs, 2, "finished")
         assert heard == [(1, "now", "job", ["one"]), 1]
         assert (runs.over(1), runs.over(2)) == (True, False)
         assert runs.submitter(1)[0] == "amy"
@@ -692,7 +747,7 @@ def test_a_process_that_is_starting_is_ended_too(world, processes, how):
         await runs.accept(*world.offer())
         await settle()
         assert processes.made[0].state == "starting"
-        await (runs.end(1, "aborted") if how == "end" else runs.close())
+        await (end(runs, 1, "aborted") if how == "end" else runs.close())
         processes.gate.set()
         await settle()
         assert [process.state for process in processes.made] == ["cancelled"]

@@ -195,6 +195,7 @@ class World:
         self.session = FakeSession(self.blobs, self.source)
         self.runs = {n: FakeRun(self.session, folder / f"run-{n}", n) for n in (7, 8)}
         self.ended: list[tuple[int, str]] = []
+        self.ending: list[asyncio.Task[None]] = []
         self.tasks: TaskLoop
 
     def model(self, value: float = 1.0) -> pb.Blob:
@@ -205,9 +206,14 @@ class World:
         self.source[digest] = path.read_bytes()
         return pb.Blob(digest=digest, size=size)
 
-    async def _end(self, number, status):
+    def _end(self, number, status):
         self.runs.pop(number, None)
         self.ended.append((number, status))
+        self.ending.append(asyncio.create_task(self._stop(number)))
+
+    async def _stop(self, number):
+        await self.tasks.stop(number)
+        self.spool.drop_run(number)
 
     @contextlib.asynccontextmanager
     async def loop(self):
@@ -356,14 +362,14 @@ def test_answered_while_the_offer_was_on_its_way(world):
             session.offer(TRAIN)
             await session.until(lambda: len(session.asked) == 2)
 
-            async def end(number, status):
+            async def trim(_tasks):
                 gate.set()
                 await session.until(lambda: f"took {TRAIN}" in session.calls)
                 await world.idle()
                 ending.set()
 
-            world.tasks._runs.end = end
-            session.offer(TRAIN, ended=[8])
+            world.tasks._trim_cache = trim
+            session.offer(TRAIN)
             await ending.wait()
             await session.until(lambda: len(session.asked) == 3)
             await settle()
@@ -385,7 +391,8 @@ def test_a_withdrawn_task_is_cancelled(world):
             session.offer(OTHER)
             await session.until(lambda: len(session.asked) == 3)
             assert list(session.asked[2].held) == [OTHER]
-            assert not world.runs[7].turn.locked()
+            async with world.runs[7].turn:
+                pass
             gate.set()
             await session.until(lambda: session.submitted)
             session.offer(NEXT)
@@ -416,7 +423,83 @@ def test_several_are_withdrawn_at_once(world):
             session.offer()
             await session.until(lambda: len(session.asked) == 3)
             assert list(session.asked[2].held) == []
-            assert world.tasks._workers == {}
+            await world.idle()
+
+    play(go())
+
+
+class Stubborn:
+    """Job code that takes its time to end once it is cancelled."""
+
+    def __init__(self):
+        self.cancelled, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+            await self.may_end.wait()
+
+
+def test_who_takes_its_time_to_end_holds_up_only_its_own_run(world):
+    async def go():
+        async with world.loop() as session:
+            world.runs[7].does[TRAIN] = [stubborn := Stubborn()]
+            session.offer(TRAIN)
+            await session.until(lambda: f"begin {TRAIN}" in session.calls)
+            session.offer(NEXT, OTHER)
+            await stubborn.cancelled.wait()
+            await session.until(lambda: f"took {OTHER}" in session.calls)
+            assert [set(asked.held) for asked in session.asked[1:]] == [{TRAIN}, {NEXT, OTHER}]
+            assert "downloading" not in world.runs[7].phases
+            assert f"begin {NEXT}" not in session.calls
+            stubborn.may_end.set()
+            await session.until(lambda: f"took {NEXT}" in session.calls)
+            assert world.runs[7].phases[0] == "idle", "the first is through before the next begins"
+
+    play(go())
+
+
+def test_who_is_wanted_again_while_it_ends_begins_anew_after_that(world):
+    async def go():
+        async with world.loop() as session:
+            world.runs[7].does[TRAIN] = [stubborn := Stubborn()]
+            session.offer(TRAIN)
+            await session.until(lambda: f"begin {TRAIN}" in session.calls)
+            session.offer()
+            await stubborn.cancelled.wait()
+            session.offer(TRAIN)
+            await session.until(lambda: len(session.asked) == 4)
+            assert [list(asked.held) for asked in session.asked[2:]] == [[], [TRAIN]]
+            world.runs[7].does[TRAIN] = []
+            stubborn.may_end.set()
+            # Now the server is told that nobody has it in hand; its answer is the task.
+            await session.until(lambda: len(session.asked) == 5)
+            assert list(session.asked[4].held) == []
+            session.offer(TRAIN)
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+
+    play(go())
+
+
+def test_a_run_that_takes_its_time_to_end_holds_up_no_other(world):
+    async def go():
+        world.commit(SUBMIT, state=False)
+        async with world.loop() as session:
+            world.runs[7].does[TRAIN] = [stubborn := Stubborn()]
+            session.answers[SUBMIT] = [asyncio.Event()]
+            session.offer(TRAIN, SUBMIT)
+            await session.until(lambda: f"begin {TRAIN}" in session.calls)
+            session.offer(OTHER, ended=[7])
+            await stubborn.cancelled.wait()
+            await session.until(lambda: f"took {OTHER}" in session.calls)
+            (ending,) = world.ending
+            assert not ending.done()
+            stubborn.may_end.set()
+            await ending
+            assert world.entries == []
+        assert f"took {SUBMIT}" not in session.calls
 
     play(go())
 

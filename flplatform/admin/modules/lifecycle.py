@@ -126,7 +126,7 @@ class LifecycleModule:
             ),
             CommandSpec(
                 name="enable_client",
-                summary="lets sites take part again; in a run at work from its next round on",
+                summary="lets sites take part again, also in runs at work",
                 arguments=SiteArguments,
                 handler=self._enable,
                 permission="operate",

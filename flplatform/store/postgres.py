@@ -206,8 +206,11 @@ class PostgresDatabase:
 
     def lost(self, error: DBAPIError) -> bool:
         """Return whether the connection broke; see `database.Database`."""
-        # The server's last word may be read before the end of the connection is.
-        return error.connection_invalidated or _sqlstate(error).startswith(ENDING)
+        # The server's last word may be read before the end of the connection is; what the driver
+        # then says of a batch that it cannot finish has no SQLSTATE: all of the server's have one.
+        state = _sqlstate(error)
+        own_error = not state and type(error.orig).__name__ == "OperationalError"
+        return error.connection_invalidated or state.startswith(ENDING) or own_error
 
     def refusal(self, error: DBAPIError) -> ResourceExhaustedError | None:
         """Return what to answer if PostgreSQL undid a transaction; see `database.Database`."""

@@ -25,6 +25,8 @@ PORT = 5432
 DEADLINE_S = 60.0
 OWNER = "flplatform"
 PR_SET_PDEATHSIG = 1
+SYNC = b"S\0\0\0\4"
+"""How the protocol says that a batch of statements is whole."""
 
 
 def binaries() -> Path | None:
@@ -196,12 +198,17 @@ class CommitCutter:
         silent_before, silent_after: break nothing, but pass on nothing any more, once: neither the
             COMMIT, or only its answer.
         refusing: accept no connection.
+        within: a schema; end the session that writes it when it has all rows of an INSERT and is
+            not told yet that these are all, once; the client hears its last words, and not that
+            the connection has ended.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="flpg-"))
         self.before = self.after = self.ghost = self.refusing = False
         self.silent_before = self.silent_after = False
+        self.within = ""
+        self._cluster = cluster
         self._ghosts: list[socket.socket] = []
         self.cuts = 0
         self._target = str(cluster.folder / f".s.PGSQL.{PORT}")
@@ -238,8 +245,9 @@ class CommitCutter:
             thread.start()
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        muted = threading.Event()
-        pump = threading.Thread(target=self._pump, args=(server, client, muted), daemon=True)
+        muted, half_open, inserting = threading.Event(), threading.Event(), False
+        pumped = (server, client, muted, half_open)
+        pump = threading.Thread(target=self._pump, args=pumped, daemon=True)
         with contextlib.suppress(OSError), client, server:
             pump.start()
             while data := client.recv(65536):
@@ -266,6 +274,16 @@ class CommitCutter:
                     if self.silent_after:
                         server.sendall(data)
                     self.silent_before = self.silent_after = False
+                inserting |= b"INSERT INTO events" in data
+                if self.within and inserting and SYNC in data:
+                    server.sendall(data[: data.index(SYNC)])
+                    half_open.set()
+                    self._cluster.cut(self.within)
+                    self.within = ""
+                    self.cuts += 1
+                    while client.recv(65536):
+                        pass  # nobody reads it any more
+                    break
                 if not muted.is_set():
                     server.sendall(data)
             with contextlib.suppress(OSError):
@@ -273,7 +291,12 @@ class CommitCutter:
             pump.join()
 
     @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket, muted: threading.Event) -> None:
+    def _pump(
+        source: socket.socket,
+        sink: socket.socket,
+        muted: threading.Event,
+        half_open: threading.Event,
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 with contextlib.suppress(OSError):
@@ -281,7 +304,8 @@ class CommitCutter:
                         continue
                     sink.sendall(data)
         with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
+            if not half_open.is_set():
+                sink.shutdown(socket.SHUT_RDWR)
 
 
 def running_cluster() -> Iterator[Cluster]:

@@ -330,6 +330,19 @@ def test_an_unknown_outcome_is_found_out(
         assert [r.seq for r in store.read("t")] == [1, 2, 3]
 
 
+def test_a_session_that_ends_within_an_append_is_a_broken_connection(
+    postgres: Cluster, schema: str, cutter: CommitCutter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver hides what ended the session behind an error of its own."""
+    monkeypatch.setattr(dialect, "SILENCE_S", 0.5)
+    with opened(postgres.url(schema, folder=cutter.folder)) as store:
+        cutter.within = schema
+        rows = [row(seq) for seq in range(1, 9)]
+        store.append(rows).result(DEADLINE_S)
+        assert cutter.cuts == 1
+        assert store.read("s") == rows
+
+
 def test_a_refusal_stays_one_when_the_connection_breaks(
     postgres: Cluster, schema: str, cutter: CommitCutter
 ) -> None:

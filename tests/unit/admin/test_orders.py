@@ -12,7 +12,7 @@ from flplatform.core.errors import (
 )
 from flplatform.security.signing import CommandOrder, StartOrder, sign_order
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC) + timedelta(hours=1)  # the certificates are made while the tests run
 
 
 class Signer:

@@ -345,6 +345,7 @@ def test_a_command_that_lasts_tells_its_id_and_its_reply_is_kept(session, monkey
         reply = world.server.execute(session, ["drop", "wait"])
         items = [await anext(reply), await anext(reply)]
         assert [item["type"] for item in items] == ["text", "operation"]
+        monkeypatch.undo()  # what follows does not last
         op = items[1]["id"]
         world.release.set()
         items += [item async for item in reply]

@@ -222,9 +222,7 @@ def test_years_later_the_lists_still_hold(tmp_path: Path) -> None:
 
 
 def test_a_thousand_sites(tmp_path: Path) -> None:
-    started = datetime.now(UTC)
     report = provision(project(*(f"site-{n}" for n in range(1000)), admins=()), tmp_path)
-    assert (datetime.now(UTC) - started).total_seconds() < 10
     Kit.open(report.folder / "kits/site-999")
     assert provision(project(*(f"site-{n}" for n in range(1001)), admins=()), tmp_path).made == (
         "site-1000",

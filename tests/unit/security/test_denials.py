@@ -13,7 +13,7 @@ from flplatform.security.denials import Denial, Denials, open_denial, read_denia
 from flplatform.security.signing import CommandOrder, DenialOrder, Signed, sign, sign_order
 from tests.support.federation import provision
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC) + timedelta(hours=1)  # the certificates are made while the tests run
 ADMINS = {
     "amy": "project_admin",
     "zoe": "project_admin",

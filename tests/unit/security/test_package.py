@@ -35,7 +35,7 @@ from flplatform.security.package import (
 from flplatform.security.signing import sign
 from tests.support.federation import Federation, provision
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC) + timedelta(hours=1)  # the certificates are made while the tests run
 JOB = b"""name: tiny
 executor: {module: job}
 initial_model: {file: model.safetensors}

@@ -30,7 +30,7 @@ from flplatform.security.signing import (
 from provisioning.authority import create
 from tests.support.federation import Federation
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC) + timedelta(hours=1)  # the certificates are made while the tests run
 START = StartOrder(
     project="test",
     submission_id="0" * 32,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flplatform.admin.rights import Rights
-from flplatform.admin.user_files import UserFiles
+from flplatform.admin.user_files import UserFiles, not_announced
 from flplatform.core.config import PERSON_PATTERN, ServerLimits
 from flplatform.core.errors import (
     InvalidArgumentError,
@@ -77,16 +77,20 @@ class PortBlobs:
     def receive(
         self, transfer_id: str, blob: ModelRef, manifest: Manifest | PartOf | None = None
     ) -> BlobWriter:
-        """Start or resume receiving a blob, see `ports.BlobStore`: by its id, at its place."""
-        return self._store(transfer_id).receive(transfer_id, blob, manifest)
+        """Start or resume receiving a blob, see `ports.BlobStore`: by its id, at its place.
+
+        Raises:
+            PermissionDeniedError: it is a file that its user has not announced.
+        """
+        if match := _FILE.fullmatch(transfer_id):
+            return self._user_files.receive(match[1], blob)
+        return self._blobs.receive(transfer_id, blob, manifest)
 
     def forget(self, transfer_id: str) -> None:
         """Delete what an interrupted transfer has left."""
-        self._store(transfer_id).forget(transfer_id)
-
-    def _store(self, transfer_id: str) -> BlobStore:
         match = _FILE.fullmatch(transfer_id)
-        return self._user_files.store(match[1]) if match else self._blobs
+        store: BlobStore = self._user_files.store(match[1]) if match else self._blobs
+        store.forget(transfer_id)
 
 
 class Transfers:
@@ -116,15 +120,19 @@ class Transfers:
         self._granted: dict[str, set[str]] = {}
 
     def admit(self, caller: Caller, transfer_id: str, blob: ModelRef) -> None:
-        """Admit a submission's package or model, or an announced file; see `rpc.streams.Admit`.
+        """Admit a submission's package or model, or a user's own file; see `rpc.streams.Admit`.
+
+        Whether the file was announced only `PortBlobs.receive` can tell: it is on the disk.
 
         Raises:
-            PermissionDeniedError: the caller may not submit, or has not announced this file.
+            PermissionDeniedError: the caller may not submit, or it is another's file.
             InvalidArgumentError: the id is not that of a submission's part, nor of a file.
             ResourceExhaustedError: it is too large.
         """
         if (match := _FILE.fullmatch(transfer_id)) is not None:
-            self._admit_file(caller, match[1], f"blake3:{match[2]}", blob)
+            self._rights.demand_own_files(caller.identity)
+            if (match[1], f"blake3:{match[2]}") != (caller.identity.name, blob.digest):
+                raise not_announced()
             return
         self._rights.demand_submit(caller.identity)
         match = _TRANSFER.fullmatch(transfer_id)
@@ -137,14 +145,6 @@ class Transfers:
             raise ResourceExhaustedError(
                 f"the {match[1]} has {blob.size} bytes; this server takes {largest}",
                 rule=f"max_{match[1]}_bytes",
-            )
-
-    def _admit_file(self, caller: Caller, user: str, digest: str, blob: ModelRef) -> None:
-        self._rights.demand_own_files(caller.identity)
-        own = user == caller.identity.name and digest == blob.digest
-        if not own or blob not in (file.blob for file in self.user_files.files(user)):
-            raise PermissionDeniedError(
-                "this file was not announced", rule="announce", hint="upload_file announces it"
             )
 
     def release(self, caller: Caller, digest: str) -> None:

@@ -24,10 +24,12 @@ from flplatform.core.errors import (
     FLError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
 )
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import check_digest
+from flplatform.core.ports import BlobWriter
 from flplatform.core.strict import Strict, parse_json
 from flplatform.files.durable import private_dir, write_atomic
 from flplatform.files.names import check_path, collision
@@ -35,6 +37,13 @@ from flplatform.store.blobs import FileBlobStore
 
 INDEX = "index.json"
 MAX_FILES = 1000
+
+
+def not_announced() -> PermissionDeniedError:
+    """Return the refusal of an upload that takes up no quota."""
+    return PermissionDeniedError(
+        "this file was not announced", rule="announce", hint="upload_file announces it"
+    )
 
 
 def file_transfer(user: str, digest: str) -> str:
@@ -178,6 +187,16 @@ class UserFiles:
         if found is None:
             raise NotFoundError(f"there is no transfer/{name[:80]}", hint="info lists your files")
         return found
+
+    def receive(self, user: str, blob: ModelRef) -> BlobWriter:
+        """Start or resume receiving a file.
+
+        Raises:
+            PermissionDeniedError: it was not announced.
+        """
+        if blob not in (file.blob for file in self.files(user)):
+            raise not_announced()
+        return self.store(user).receive(file_transfer(user, blob.digest), blob)
 
     def store(self, user: str) -> FileBlobStore:
         """Return where a user's bytes are."""

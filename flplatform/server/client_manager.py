@@ -1,7 +1,8 @@
 """Who is there: registered sites, their tokens, and when each was last heard of.
 
 Liveness comes from any call, on a monotonic clock. Names are counted, not registrations: a site
-that registers again gets a new token and stays the same client.
+that registers again gets a new token and stays the same client. Time in which this server stood
+still (a frozen process or machine, a blocked event loop) is nobody's silence.
 """
 
 import hashlib
@@ -23,6 +24,12 @@ from flplatform.security.identity import Identity
 log = logging.getLogger(__name__)
 
 TOKEN_LIFETIME_S = 24 * 3600.0
+
+LOOK_S = 1.0
+"""Longest pause between two looks at the clock by which a standstill is noticed."""
+
+STANDSTILL = 0.1
+"""A look that is late by more than this share of the dead time was held up by a standstill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,8 @@ class ClientManager:
     not_after: dict[str, datetime] = field(default_factory=dict)
     _clients: dict[str, Client] = field(default_factory=dict)
     _presumed: dict[str, float] = field(default_factory=dict)
+    _looked: float | None = None
+    _stood_still_s: float = 0.0
 
     def register(
         self, identity: Identity, peer: str, version: str = "", isolation: str = ""
@@ -162,6 +171,34 @@ class ClientManager:
         """Count sites as there for one dead time: after a restart nobody has spoken yet."""
         until = self.clock() + self.dead_after_s
         self._presumed.update((name, until) for name in names if name not in self._clients)
+
+    @property
+    def look_s(self) -> float:
+        """Seconds after which `watch` is to be called again."""
+        return min(LOOK_S, STANDSTILL * self.dead_after_s)
+
+    def watch(self) -> None:
+        """Look whether this server stood still; from the first call on others may ask, too."""
+        self.stood_still_s()
+        self._looked = self.clock()
+
+    def stood_still_s(self) -> float:
+        """Return for how long this server has stood still since its start, in all.
+
+        Who asks first after a standstill notices it: the sites are given that time at once.
+        """
+        if self._looked is not None:
+            now = self.clock()
+            late = now - self._looked - self.look_s
+            self._looked = now
+            if late > STANDSTILL * self.dead_after_s:
+                log.warning("this server stood still for %.1f s: sites are given that time", late)
+                self._stood_still_s += late
+                for client in self._clients.values():
+                    client.last_seen = min(now, client.last_seen + late)
+                for name, until in self._presumed.items():
+                    self._presumed[name] = min(now + self.dead_after_s, until + late)
+        return self._stood_still_s
 
     def expire(self) -> float:
         """Drop the sites that are dead by now; return the seconds until the next may be."""

@@ -29,6 +29,7 @@ from flplatform.security.audit import AuditLog, KitSeal
 from flplatform.security.denials import Denials
 from flplatform.security.identity import Identity, Kind, TrustStore, identity_of
 from flplatform.security.kit import Kit
+from flplatform.security.refused_calls import RefusedCalls
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.control import ServerControl
 from flplatform.server.diagnosis import Diagnostics
@@ -131,6 +132,7 @@ class FederatedServer:
             folder / "blobs", max(limits.reserve_bytes, resources.reserve_bytes)
         )
         self.audit = AuditLog(folder / "audit.jsonl", kit.identity.name, seal=KitSeal(kit))
+        self._refused_calls = RefusedCalls(self.audit)
         self.relay = RequestRelay()
         self.clients = ClientManager(
             limits.max_clients,
@@ -284,6 +286,7 @@ class FederatedServer:
         await self.runs.close()
         await asyncio.to_thread(self.workers.shutdown)
         await asyncio.to_thread(self.store.close)
+        await asyncio.to_thread(self._refused_calls.close)
         self.audit.close()
 
     def _identify(self, certificate: bytes) -> Identity:
@@ -299,21 +302,18 @@ class FederatedServer:
         self.clients.check_token(caller.identity, caller.token)
 
     def note_refusal(self, method: str, name: str, peer: str, error: FLError) -> None:
-        """Audit a refused call; the refusal stands even if the audit cannot be written."""
+        """Have a refused call audited; the refusal waits for no record of it."""
         if isinstance(error, UnauthenticatedError) and error.rule == "token":
             log.debug("%s: %s", method, error)  # every site does this once after a restart
             return
         if name and method in FL_RULES:
             self.refusals.note(name, method, error)
-        actor = {"name": name or "unknown", "role": "", "peer": peer}
-        try:
-            self.audit.record(actor, method, "refused", reason=str(error))
-        except OSError as failure:
-            log.error("the audit cannot be written: %s", failure)
+        self._refused_calls.note(name, method, peer, error)
 
     async def _watch_clients(self) -> None:
         while True:
-            pause = self.clients.expire()
+            self.clients.watch()  # before anybody is dropped for a silence that was the server's
+            pause = min(self.clients.expire(), self.clients.look_s)
             self._watch_wanted.clear()
             try:
                 async with asyncio.timeout(max(pause, 0.05)):

@@ -230,7 +230,7 @@ async def _table(connection: Connection, found: Mapping[str, Sequence[Mapping[st
                 str(record.get("action", "")).rpartition("/")[2],  # of a call its last part
                 record.get("target", "") or _arguments(details),
                 record.get("decision", ""),
-                record.get("reason", ""),
+                _reason(record.get("reason", ""), details),
             ]
             moment = str(record.get("time", ""))[:40]
             rows.append([moment, host, *(str(text)[:MAX_CHARS] for text in texts), str(order)[:8]])
@@ -244,6 +244,13 @@ async def _table(connection: Connection, found: Mapping[str, Sequence[Mapping[st
         columns = [COLUMNS[index] for index in kept]
         table = [[row[index] or None for index in kept] for row in rows]
         await connection.table("records", columns, table)
+
+
+def _reason(reason: object, details: object) -> str:
+    """Return why, and of refusals that were summed up how many there were, and since when."""
+    summed = details if isinstance(details, dict) else {}
+    times, first = str(summed.get("times", "1")), str(summed.get("first", ""))
+    return str(reason) if times == "1" else f"{times[:20]} times since {first[:40]}: {reason}"
 
 
 def _arguments(details: object) -> str:

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -76,18 +77,29 @@ CONTENT = b"some text"
 FILE = ModelRef(digest_of(CONTENT), len(CONTENT))
 
 
-def test_a_file_is_received_once_announced_and_by_who_announced_it(transfers):
+def test_a_file_is_received_once_announced_and_by_who_announced_it(transfers, tmp_path):
     transfer_id = file_transfer("lea", FILE.digest)
+    port = PortBlobs(FileBlobStore(tmp_path / "blobs"), transfers.user_files)
     with pytest.raises(PermissionDeniedError, match="announce"):
-        transfers.admit(who("lea"), transfer_id, FILE)
+        port.receive(transfer_id, FILE)
     transfers.user_files.announce("lea", "notes.txt", FILE)
     transfers.admit(who("lea"), transfer_id, FILE)
-    other = ModelRef(FILE.digest, FILE.size + 1)
-    for name, blob in (("amy", FILE), ("lea", other), ("lea", ModelRef("blake3:" + "0" * 64, 9))):
+    port.receive(transfer_id, FILE).suspend()
+    with pytest.raises(PermissionDeniedError, match="announce"):
+        port.receive(transfer_id, ModelRef(FILE.digest, FILE.size + 1))
+    for name, blob in (("amy", FILE), ("lea", ModelRef("blake3:" + "0" * 64, 9))):
         with pytest.raises(PermissionDeniedError, match="announce"):
             transfers.admit(who(name), transfer_id, blob)
     with pytest.raises(PermissionDeniedError, match="may not"):
         transfers.admit(who("max"), file_transfer("max", FILE.digest), FILE)
+
+
+def test_admission_does_not_wait_for_who_writes(transfers):
+    """Admitting is done on the event loop; an index is written under the lock of all files."""
+    with ThreadPoolExecutor(1) as pool, transfers.user_files._lock:
+        pool.submit(transfers.admit, who("lea"), file_transfer("lea", FILE.digest), FILE).result(
+            10.0
+        )
 
 
 @pytest.mark.parametrize("user", ["", "..", "../lea", "a/b", "lea\n", "LEA"])
@@ -99,6 +111,7 @@ def test_a_transfer_id_with_an_odd_user_is_none(transfers, user):
 def test_the_port_keeps_files_of_users_apart_from_the_federations_blobs(transfers, tmp_path):
     blobs = FileBlobStore(tmp_path / "blobs")
     port = PortBlobs(blobs, transfers.user_files)
+    transfers.user_files.announce("lea", "notes.txt", FILE)
     writer = port.receive(file_transfer("lea", FILE.digest), FILE)
     writer.write(CONTENT)
     writer.commit()

@@ -239,3 +239,92 @@ def test_who_left_on_purpose_is_told_from_who_was_lost(scene: Scene) -> None:
     assert set(scene.clients.gone) == {"stops", "removed", "lost"}
     scene.register("stops")
     assert scene.clients.parted == {"removed": "removed"}
+
+
+# ---- standstills of the server ------------------------------------------------------------------
+
+
+def tick(scene: Scene, seconds: float) -> None:
+    """Let time pass as it does for a server at work: it looks at the clock in between."""
+    end = scene.clock.now + seconds
+    while scene.clock.now < end:
+        scene.clients.watch()
+        scene.clients.expire()
+        scene.clock.now = min(end, scene.clock.now + scene.clients.look_s)
+    scene.clients.watch()
+    scene.clients.expire()
+
+
+def test_silence_while_the_server_stood_still_is_nobodys(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = scene.register("a")
+    scene.clients.presume(["b"])
+    tick(scene, 30.0)
+    caplog.clear()
+    scene.clock.now += 7200.0
+    scene.clients.watch()
+    scene.clients.expire()
+    assert scene.clients.live() == {"a", "b"}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "stood still for 7199.0 s" in caplog.text
+    tick(scene, 10.0)
+    assert scene.holds("a", token), "its heartbeats have waited"
+    assert len(caplog.records) == 1, "told once"
+    tick(scene, 18.0)
+    assert scene.clients.live() == {"a", "b"}
+    tick(scene, 2.0)
+    assert scene.clients.live() == {"a"}, "who stays silent is dropped all the same"
+    tick(scene, 40.0)
+    assert scene.clients.live() == set()
+
+
+def test_who_asks_first_notices_the_standstill(scene: Scene) -> None:
+    scene.register("a")
+    tick(scene, 30.0)
+    assert scene.clients.stood_still_s() == 0.0
+    scene.clock.now += 101.0
+    assert scene.clients.stood_still_s() == pytest.approx(100.0)
+    scene.clients.watch()
+    assert scene.clients.stood_still_s() == pytest.approx(100.0), "counted once"
+    scene.clients.expire()
+    assert scene.clients.live() == {"a"}
+
+
+def test_who_is_heard_before_the_standstill_is_noticed_gets_nothing_on_top(scene: Scene) -> None:
+    token = scene.register("a")
+    tick(scene, 30.0)
+    scene.clock.now += 7200.0
+    assert scene.holds("a", token)
+    scene.register("b")
+    scene.clients.presume(["c"])
+    tick(scene, 59.0)
+    assert scene.clients.live() == {"a", "b", "c"}
+    tick(scene, 1.0)
+    assert scene.clients.live() == set()
+
+
+def test_a_server_that_is_a_little_late_did_not_stand_still(scene: Scene) -> None:
+    scene.register("a")
+    for _ in range(10):
+        scene.clients.watch()
+        scene.clients.expire()
+        scene.clock.now += scene.clients.look_s + 5.5
+    assert scene.clients.stood_still_s() == 0.0
+    scene.clients.expire()
+    assert scene.clients.live() == set()
+
+
+def test_a_server_that_stands_still_again_and_again_still_drops_the_dead(scene: Scene) -> None:
+    scene.register("a")
+    for _ in range(61):
+        scene.clients.watch()
+        scene.clients.expire()
+        scene.clock.now += 30.0
+    assert scene.clients.live() == set()
+
+
+def test_where_nobody_watches_no_standstill_is_seen(scene: Scene) -> None:
+    assert scene.clients.stood_still_s() == 0.0
+    scene.clock.now += 1000.0
+    assert scene.clients.stood_still_s() == 0.0

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -35,13 +36,18 @@ from flplatform.rpc.channel import TOKEN_KEY, open_channel
 from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
+from flplatform.security import audit
+from flplatform.security.audit import verify
 from flplatform.security.package import Package, PackageManifest
 from flplatform.server import server as module
 from flplatform.server.server import FATAL_EXIT, FederatedServer, Trust
 from flplatform.store.blobs import FileBlobStore
 from tests.support.federation import Federation, provision
 from tests.support.workflows import job
-from tests.unit.server.scene import identity, play, refused, until
+from tests.unit.server.scene import DEADLINE_S, identity, play, refused, until
+
+REFUSED = 30
+"""Calls without a token, one after the other."""
 
 
 @pytest.fixture
@@ -457,15 +463,41 @@ def test_refusals_are_audited_but_for_dead_tokens(federation: Federation) -> Non
             server.note_refusal("/m", "a", "peer", PermissionDeniedError("no", rule="r"))
             server.note_refusal("/m", "", "peer", UnauthenticatedError("who?"))
             server.note_refusal("/m", "a", "peer", UnauthenticatedError("dead", rule="token"))
-            server.audit.close()
-            server.note_refusal("/m", "a", "peer", PermissionDeniedError("no"))
-            server.audit = _Closed()
         records = [(line["actor"], line["reason"]) for line in _audit(federation)]
         assert records == [("a", "no (rule: r)"), ("unknown", "who?")]
 
-    class _Closed:
-        def close(self) -> None:
-            pass
+    play(it())
+
+
+def test_a_refusal_does_not_wait_until_the_disk_has_it(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes its time for the audit while a site calls without a token."""
+    held, writing, freely = threading.Event(), threading.Event(), audit.sync
+
+    def sync(file: int) -> None:
+        writing.set()
+        assert held.wait(DEADLINE_S / 2), "somebody waits for the disk on the event loop"
+        freely(file)
+
+    async def it() -> None:
+        async with serving(federation):
+            one, two = SiteAt(federation, "site-1"), SiteAt(federation, "site-2")
+            await two.session.register("")
+            monkeypatch.setattr(audit, "sync", sync)
+            stub = pb_grpc.FederatedTrainingStub(one.session._open()[0])
+            for _ in range(REFUSED):
+                with pytest.raises(aio.AioRpcError, match="no token"):
+                    await stub.GetTask(pb.GetTaskRequest(), timeout=DEADLINE_S)
+            await until(writing.is_set)
+            await two.session.training("Heartbeat", pb.HeartbeatRequest())
+            held.set()
+            await two.session.close("done")
+            await one.session._close_channels()
+        lines = [line for line in _audit(federation) if line["action"].endswith("/GetTask")]
+        assert sum(int(line["details"]["times"]) for line in lines) == REFUSED
+        assert len(lines) <= 2
+        verify(federation.open("server").state_folder() / "audit.jsonl")
 
     play(it())
 

@@ -66,6 +66,19 @@ def test_sites_are_asked_for_theirs_and_one_table_is_made(console, control):
     assert orders == {"server": "55555555", "a": "55555555"}  # one id on both ends
 
 
+def test_refusals_that_were_summed_up_are_said_as_such(console, control):
+    summed = {"times": "6610", "first": "2024-05-01T10:00:00+00:00", "last": "later"}
+    record = RECORD | {"reason": "the call has no token", "details": summed}
+    odd = RECORD | {"reason": "x", "details": {"times": ["y" * 2000]}}
+    once = RECORD | {"reason": "z", "details": summed | {"times": "1"}}
+    control.replies = {"a": SiteReply("ok", {"records": [record, odd, once], "note": ""})}
+    rows = console("audit --site a --action abort").table["rows"]
+    reasons = [row[6] for row in rows if row[1] == "a"]
+    assert reasons[0] == "6610 times since 2024-05-01T10:00:00+00:00: the call has no token"
+    assert len(reasons[1]) < 300
+    assert reasons[2] == "z"
+
+
 def test_an_org_admin_sees_the_own_site_s(console, control):
     control.replies = {"a": SiteReply("ok", {"records": [RECORD]})}
     reply = console("audit --site a,b", "oli")

@@ -1,7 +1,7 @@
 """What a signed-in user may ask for: commands, their descriptions, prompt and completion."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from flplatform.admin import surroundings
@@ -108,8 +108,11 @@ class ConsoleDesk:
             return []
         return surroundings.values(self._control, kind, prefix)
 
-    def status(self, caller: Caller, run: int) -> tuple[str, str]:
+    async def status(self, caller: Caller, run: int) -> tuple[str, str]:
         """Return prompt and toolbar; `run` is the session's, 0 for none."""
         if not self._rights.may_view(caller.identity):
             return f"fl:{caller.identity.project} > ", ""
+        if run:
+            with suppress(FLError):  # the prompt says so
+                await self._control.load(run)
         return surroundings.prompt(self._control, run or None), surroundings.toolbar(self._control)

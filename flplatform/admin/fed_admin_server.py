@@ -250,7 +250,11 @@ class FedAdminServer:
         )
         register = CommandRegister(modules(parts))
         self._console = AdminServer(
-            register, self._rights, audit, reauthenticate_s=REAUTHENTICATE_S
+            register,
+            self._rights,
+            audit,
+            reauthenticate_s=REAUTHENTICATE_S,
+            prepare=self._rights.prepare,
         )
         for package, make in more.items():
             _extend(register, package, make, parts)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
@@ -112,6 +113,18 @@ class Rights:
         except (FLError, OSError, UnicodeDecodeError) as error:
             log.error("%s was not read again, the old policy stays: %s", self._path, error)
 
+    async def prepare(self, permission: str, args: object) -> None:
+        """Have the log at hand of the run that a command is about; `check` says what is wrong."""
+        with suppress(FLError):
+            if isinstance(args, ForFiles):
+                number = args.source_run
+            elif isinstance(args, ForRun):
+                number = self._run(permission, args)
+            else:
+                return
+            if number is not None:
+                await self._control.load(number)
+
     def check(self, session: AdminSession, permission: str, command: str, args: object) -> None:
         """Decide about a whole command, see `hci.Authorizer`.
 
@@ -215,6 +228,9 @@ class Rights:
         self.allowed_shell_cmds = policy.allowed_shell_cmds
         return rules_of(policy)
 
+    def _run(self, permission: str, args: ForRun) -> int:
+        return current_run(self._control, args.run, ended=permission in ("view", "validate"))
+
     def _submission(self, actor: Identity, permission: Permission) -> Request:
         return Request(
             actor, SUBMIT, permission, self._organisation, actor.name, actor.organisation
@@ -236,8 +252,7 @@ class Rights:
                 whose = source.submitter, source.submitter_organisation
             yield Request(actor, command, permission, self._organisation, *whose)
         elif isinstance(args, ForRun):
-            number = current_run(self._control, args.run, ended=permission in ("view", "validate"))
-            run = self._control.run(number)
+            run = self._control.run(self._run(permission, args))
             yield Request(
                 actor,
                 command,

@@ -91,5 +91,5 @@ class AdminConsoleServicer(pb_grpc.AdminConsoleServicer):
 
     async def Status(self, request: pb.StatusRequest, _context: Any) -> pb.StatusReply:
         """Say what prompt and toolbar show."""
-        prompt, toolbar = self._desk.status(caller(), request.run)
+        prompt, toolbar = await self._desk.status(caller(), request.run)
         return pb.StatusReply(prompt=prompt, toolbar=toolbar)

@@ -176,6 +176,13 @@ class RunsControl(Protocol):
             NotFoundError: no such run.
         """
 
+    async def load(self, number: int) -> None:
+        """Have an ended run's log at hand, so that who asks about it soon waits for no disk.
+
+        Raises:
+            FLError: no such run, or its log cannot be read.
+        """
+
     def active_runs(self) -> list[int]:
         """Return the numbers of the runs that have not ended."""
 

@@ -11,7 +11,7 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from flplatform.core.errors import (
@@ -88,6 +88,8 @@ class AdminServer:
         clock: monotonic seconds.
         reauthenticate_s: age of a password check from which on sensitive commands want a new one.
         all_right: the right to see and cancel what other users have under way.
+        prepare: (permission, arguments) → None once what a command needs is at hand; it is
+            called before the command is authorised.
 
     Raises:
         InternalError: a command of the register has the name of one of the session's own.
@@ -104,6 +106,7 @@ class AdminServer:
         clock: Callable[[], float] = time.monotonic,
         reauthenticate_s: float = math.inf,
         all_right: str = "operate",
+        prepare: Callable[[str, object], Awaitable[None]] | None = None,
     ) -> None:
         self.register = register
         self.operations = Operations(max_per_session=max_operations, clock=clock)
@@ -113,6 +116,7 @@ class AdminServer:
         self._max_pending = max_pending
         self._clock = clock
         self._all_right = all_right
+        self._prepare = prepare
         self._reauthenticate_s = reauthenticate_s
         self._drains: set[asyncio.Task[None]] = set()
 
@@ -230,6 +234,8 @@ class AdminServer:
             self.operations.check_limit(connection.session.id)
         args = parse(argv[1:], spec)
         operation.command = spec.name
+        if self._prepare is not None:
+            await self._prepare(spec.permission, args)
         await self._authorise(spec, args, connection)
         if spec.confirm is not None and not confirmed and (question := await spec.confirm(args)):
             return question

@@ -119,6 +119,15 @@ class ServerControl:
         summary = next(item for item in self._runs.summaries() if item.run == number)
         return run_view(summary, actor)
 
+    async def load(self, number: int) -> None:
+        """Read an ended run's log beside the event loop, see `core.control.RunsControl`.
+
+        Raises:
+            FLError: no such run, or its log cannot be read.
+        """
+        if number not in self._runs.shelf.prepared:
+            await self._runs.read(number)
+
     def active_runs(self) -> list[int]:
         """Return the numbers of the runs that have not ended."""
         return [actor.run for actor in self._runs.active()]
@@ -143,25 +152,29 @@ class ServerControl:
         digest = f"blake3:{start.job_digest}"
         if (run := self._runs.submitted(start.submission_id, digest)) is not None:
             return run
-        path = self._blobs.path(digest)
-        package = await asyncio.to_thread(open_package, path, self._trust.store, now)
-        if not self._blobs.has(package.model.digest):
+        with self._runs.retention.hold(digest):  # also who deletes a run that shares it
+            path = self._blobs.path(digest)
+            package = await asyncio.to_thread(open_package, path, self._trust.store, now)
+            with self._runs.retention.hold(package.model.digest):
+                await self._check_model(package.model)
+                for site in start.sites:
+                    self.access.demand_site(site)
+                known = [site.name for site in self.sites()]  # one that is away may come back
+                return await self._runs.submit(
+                    package,
+                    identity,
+                    order=order,
+                    submission_id=start.submission_id,
+                    blob=ModelRef(digest, path.stat().st_size),
+                    sites=resolve_sites(start.sites, known, self._clients.barred()),
+                    min_clients=min_clients,
+                )
+
+    async def _check_model(self, model: ModelRef) -> None:
+        if not self._blobs.has(model.digest):
             raise NotFoundError("the initial model was not uploaded", hint="submit the job again")
-        model = self._blobs.path(package.model.digest)
-        await asyncio.to_thread(lambda: check_finite(load(model), "initial model"))
-        for site in start.sites:
-            self.access.demand_site(site)
-        known = [site.name for site in self.sites()]  # one that is away may come back
-        sites = resolve_sites(start.sites, known, self._clients.barred())
-        return await self._runs.submit(
-            package,
-            identity,
-            order=order,
-            submission_id=start.submission_id,
-            blob=ModelRef(digest, path.stat().st_size),
-            sites=sites,
-            min_clients=min_clients,
-        )
+        path = self._blobs.path(model.digest)
+        await asyncio.to_thread(lambda: check_finite(load(path), "initial model"))
 
     async def add_targets(self, number: int, order: bytes, submitter: str) -> None:
         """Have the sites of a signed start order join a run, see `Lifecycle.add_targets`.

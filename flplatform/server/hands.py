@@ -2,19 +2,26 @@
 
 import asyncio
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 from flplatform.core import events as ev
 from flplatform.core.messages import ModelRef
 from flplatform.core.ports import BlobStore
-from flplatform.core.workflow import Deploy, Roster
+from flplatform.core.workflow import Aggregated, Deploy, Roster
+from flplatform.files.threads import in_thread
 from flplatform.server.aggregation import aggregate_closed
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.relay import Reply, RequestRelay
+from flplatform.server.retention import Retention
 from flplatform.server.run_actor import RunActor
 from flplatform.server.wire import make_wire
+
+MAKERS = 2
+"""Aggregations and encodings at a time: each has the threads for aggregation, or one, to itself,
+and commands need some of those that are left."""
 
 
 class RunHands:
@@ -22,6 +29,7 @@ class RunHands:
 
     Args:
         blobs: where models and packages are.
+        retention: keeps what no log names yet.
         clients: who is there.
         relay: carries the signed start to the sites.
         workers: threads for aggregation.
@@ -32,6 +40,7 @@ class RunHands:
     def __init__(
         self,
         blobs: BlobStore,
+        retention: Retention,
         clients: ClientManager,
         relay: RequestRelay,
         workers: Executor,
@@ -39,6 +48,8 @@ class RunHands:
         heard: Callable[[RunActor, Sequence[ev.Event]], None],
     ) -> None:
         self._blobs = blobs
+        self._retention = retention
+        self._making = asyncio.Semaphore(MAKERS)
         self._clients = clients
         self._relay = relay
         self._workers = workers
@@ -48,6 +59,10 @@ class RunHands:
     def roster(self) -> Roster:
         """Return the sites as they are now."""
         return self._clients.roster()
+
+    def stood_still_s(self) -> float:
+        """Return for how long this server has stood still since its start, in all."""
+        return self._clients.stood_still_s()
 
     def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
         """Carry a signed start to its site."""
@@ -61,11 +76,50 @@ class RunHands:
 
     async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, ModelRef | None]:
         """Compute and store model and optimiser state of a closed round, from the event alone."""
-        return await asyncio.to_thread(aggregate_closed, self._blobs, closed, self._workers)
+        async with self._making:
+            return await in_thread(aggregate_closed, self._blobs, closed, self._workers)
 
-    async def encode(self, model: ModelRef, codec: str) -> ModelRef:
-        """Make and store what sites download instead of a model; see `make_wire`."""
-        return await asyncio.to_thread(make_wire, self._blobs, model, codec)
+    @asynccontextmanager
+    async def make(self, closed: ev.RoundClosed, codec_down: str) -> AsyncIterator[Aggregated]:
+        """Compute and store what a closed round comes to, and keep it within the context."""
+        async with self._kept(lambda: self.aggregate(closed)) as (model, state):
+            assert model is not None
+            async with self.encode(model, codec_down) as wire:
+                yield Aggregated(closed.round, model, state, wire)
+
+    @asynccontextmanager
+    async def encode(self, model: ModelRef, codec: str) -> AsyncIterator[ModelRef | None]:
+        """Make and store what sites download instead of a model, and keep it within the context.
+
+        That is nothing for the codec `none`; see `make_wire`.
+        """
+        if codec == "none":
+            yield None
+            return
+
+        async def made() -> tuple[ModelRef]:
+            async with self._making:
+                return (await in_thread(make_wire, self._blobs, model, codec),)
+
+        async with self._kept(made) as (wire,):
+            yield wire
+
+    @asynccontextmanager
+    async def _kept(
+        self, make: Callable[[], Awaitable[Sequence[ModelRef | None]]]
+    ) -> AsyncIterator[Sequence[ModelRef | None]]:
+        """Keep what is made; what was freed just then, as another run's, is made again."""
+        while True:
+            made = await make()
+            digests = [blob.digest for blob in made if blob]
+            with self.hold(*digests):
+                if all(map(self._blobs.has, digests)):
+                    yield made
+                    return
+
+    def hold(self, *digests: str) -> AbstractContextManager[None]:
+        """Keep blobs that no log names yet."""
+        return self._retention.hold(*digests)
 
     def tasks_changed(self, sites: set[str]) -> None:
         """Tell waiting sites that their open tasks have changed."""

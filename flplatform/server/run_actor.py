@@ -8,6 +8,12 @@ hand, so that carrying them out twice, or again after a restart, changes nothing
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+)
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,12 +22,11 @@ from typing import Any, Protocol
 from flplatform.algorithms.workflows import RunState, decide, evolve, pending, replay
 from flplatform.core import events as ev
 from flplatform.core.errors import (
-    FailedPreconditionError,
     FLError,
     ResourceExhaustedError,
     UnavailableError,
 )
-from flplatform.core.messages import ModelRef, Task
+from flplatform.core.messages import Task
 from flplatform.core.model import Manifest
 from flplatform.core.ports import Row, StateStore
 from flplatform.core.workflow import (
@@ -32,6 +37,7 @@ from flplatform.core.workflow import (
     Input,
     InstructionFailed,
     Offer,
+    ResultArrived,
     Roster,
     RosterChanged,
     TimerFired,
@@ -44,6 +50,9 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
 """Pause before an instruction that failed for want of space is tried again."""
+
+CATCH_UP_S = 5.0
+"""What a timer waits at least after a standstill: first comes what sites have sent meanwhile."""
 
 
 DEPLOY = "deploy/"
@@ -67,14 +76,19 @@ class Hands(Protocol):
     def roster(self) -> Roster:
         """Return the sites as they are now."""
 
+    def stood_still_s(self) -> float:
+        """Return for how long this server has stood still since its start, in all."""
+
     def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
         """Carry a signed start to its site; the future resolves with the site's answer."""
 
-    async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, ModelRef | None]:
-        """Compute and store the model of a closed round, and the state of its optimiser."""
+    def make(
+        self, closed: ev.RoundClosed, codec_down: str
+    ) -> AbstractAsyncContextManager[Aggregated]:
+        """Compute and store what a closed round comes to; the context keeps it."""
 
-    async def encode(self, model: ModelRef, codec: str) -> ModelRef:
-        """Make and store what sites download instead of a model."""
+    def hold(self, *digests: str) -> AbstractContextManager[None]:
+        """Keep blobs that no log names yet."""
 
     def tasks_changed(self, sites: set[str]) -> None:
         """Tell waiting sites that their open tasks have changed."""
@@ -156,7 +170,14 @@ class RunActor:
             FLError: the input is refused, and the state unchanged.
         """
         answer: asyncio.Future[tuple[ev.Event, ...]] = asyncio.get_running_loop().create_future()
-        await self._mailbox.put(_Letter(given, answer))
+        with ExitStack() as leaving:
+            leaving.callback(answer.cancel)
+            held = leaving.enter_context(ExitStack())
+            held.enter_context(self._hands.hold(*_named(given)))
+            await self._mailbox.put(_Letter(given, answer))
+            leaving.pop_all()
+        # Until it is in the log or refused, also if the caller leaves meanwhile.
+        answer.add_done_callback(lambda _: held.close())
         if self._stopped:
             self._dismiss()
         return await asyncio.shield(answer)
@@ -170,17 +191,6 @@ class RunActor:
         self._reconsider = False
         await self._report(RosterChanged())
         self.troubles.pop(APPEND, None)  # also where nothing is to be stored any more
-
-    def judge(self, given: Input) -> tuple[ev.Event, ...]:
-        """Decide an input of a run that is not at work; what it would change is refused.
-
-        Raises:
-            FLError: the input is refused.
-        """
-        events = decide(self.state, given, self._hands.roster())
-        if events:
-            raise FailedPreconditionError(f"run {self.run} is not at work", rule="run_ended")
-        return events
 
     async def _loop(self) -> None:
         while True:
@@ -201,15 +211,16 @@ class RunActor:
         state = self.state
         decided: list[tuple[_Letter, tuple[ev.Event, ...]]] = []
         rows: list[Row] = []
+        refused: list[tuple[_Letter, Exception]] = []
         for letter in letters:
             try:
                 events = decide(state, letter.given, self._hands.roster())
             except FLError as error:
-                _fail(letter, error)
+                refused.append((letter, error))
                 continue
             except Exception as error:  # noqa: BLE001 - a defect met by one input stays its own
                 log.error("run %d: %s failed", self.run, letter.given, exc_info=error)
-                _fail(letter, error)
+                refused.append((letter, error))
                 continue
             for event in events:
                 state = evolve(state, event)
@@ -223,7 +234,7 @@ class RunActor:
                 level = logging.DEBUG if APPEND in self.troubles else logging.ERROR
                 log.log(level, "run %d: nothing can be stored: %s", self.run, error)
                 self._note_trouble(APPEND, error)
-                for letter, _ in decided:
+                for letter in letters:  # also who was refused for what has not come about
                     _fail(letter, error)
                 return
             self.troubles.pop(APPEND, None)
@@ -234,6 +245,8 @@ class RunActor:
         for letter, events in decided:
             if not letter.answer.done():
                 letter.answer.set_result(events)
+        for letter, refusal in refused:
+            _fail(letter, refusal)
         if new:
             self._perform()
             self._hands.appended(self, new)
@@ -275,14 +288,26 @@ class RunActor:
             self._hands.tasks_changed(changed)
 
     def _arm(self, wake: Wake) -> None:
+        """Set a timer; what the server stands still meanwhile is added to it."""
+        loop = asyncio.get_running_loop()
+        still_s = self._hands.stood_still_s()
+
         def fire() -> None:
+            nonlocal still_s
+            more_s = self._hands.stood_still_s() - still_s
+            if more_s:
+                still_s += more_s
+                wait(max(self.wakes_at[wake.id] + more_s - loop.time(), CATCH_UP_S))
+                return
             self._timers.pop(wake.id, None)
             self.wakes_at.pop(wake.id, None)
             self._begin(f"fire/{wake.id}", partial(self._report, TimerFired(wake.id)))
 
-        loop = asyncio.get_running_loop()
-        self.wakes_at[wake.id] = loop.time() + wake.after_s
-        self._timers[wake.id] = loop.call_later(wake.after_s, fire)
+        def wait(seconds: float) -> None:
+            self.wakes_at[wake.id] = loop.time() + seconds
+            self._timers[wake.id] = loop.call_later(seconds, fire)
+
+        wait(wake.after_s)
 
     def _begin(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start a job unless one of that name is at work."""
@@ -329,25 +354,28 @@ class RunActor:
         )
 
     async def _aggregate(self, item: Aggregate) -> None:
+        async with AsyncExitStack() as kept:
+            await self._report(await self._made(item, kept))
+
+    async def _made(self, item: Aggregate, kept: AsyncExitStack) -> Aggregated | InstructionFailed:
+        """Aggregate, again and again if what prevents it passes by itself."""
         while True:
             try:
                 with explaining_shortage():
-                    model, state = await self._hands.aggregate(item.closed)
-                    down = self.state.job.codec_down
-                    wire = await self._hands.encode(model, down) if down != "none" else None
-            except ResourceExhaustedError as error:
-                log.error("run %d: %s waits for space: %s", self.run, item.id, error)
+                    made = self._hands.make(item.closed, self.state.job.codec_down)
+                    found = await kept.enter_async_context(made)
+            except (ResourceExhaustedError, UnavailableError) as error:
+                log.error("run %d: %s waits: %s", self.run, item.id, error)
                 self._note_trouble(item.id, error)
                 await asyncio.sleep(RETRY_S)
             except FLError as error:
-                return await self._report(InstructionFailed(item.id, f"aggregation: {error}"))
+                return InstructionFailed(item.id, f"aggregation: {error}")
             except Exception as error:
                 log.exception("run %d: %s failed", self.run, item.id)
-                what = f"aggregation: {type(error).__name__}: {error}"
-                return await self._report(InstructionFailed(item.id, what))
+                return InstructionFailed(item.id, f"aggregation: {type(error).__name__}: {error}")
             else:
                 self.troubles.pop(item.id, None)
-                return await self._report(Aggregated(item.closed.round, model, state, wire))
+                return found
 
     def _note_trouble(self, what: str, error: FLError) -> None:
         since, _ = self.troubles.get(what, (utc_now(), ""))
@@ -358,6 +386,18 @@ def _fail(letter: _Letter, error: Exception) -> None:
     if not letter.answer.done():
         letter.answer.set_exception(error)
         letter.answer.exception()  # who asked may have left: nobody need look at it
+
+
+def _named(given: Input) -> list[str]:
+    """Return the digests of the blobs that an input brings."""
+    match given:
+        case ResultArrived():
+            brought = [given.result.blob]
+        case Aggregated():
+            brought = [given.model, given.state, given.wire]
+        case _:
+            return []
+    return [blob.digest for blob in brought if blob]
 
 
 def _deploy_key(item: Deploy) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from flplatform.algorithms.codecs import check_codec
 from flplatform.algorithms.recipes import check_recipe
-from flplatform.algorithms.workflows import classify
+from flplatform.algorithms.workflows import RunState, classify, decide, replay
 from flplatform.core import events as ev
 from flplatform.core.errors import (
     DataLossError,
@@ -33,6 +33,7 @@ from flplatform.server.background import Background
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.hands import RunHands
 from flplatform.server.ledger import Ledger, RunSummary, decode
+from flplatform.server.past_runs import PastRuns
 from flplatform.server.relay import RequestRelay
 from flplatform.server.retention import (
     Retention,
@@ -47,9 +48,6 @@ from flplatform.server.uploads import Uploads
 from flplatform.server.wording import describe, moment
 
 log = logging.getLogger(__name__)
-
-RECENT_RUNS = 8
-"""Ended runs kept in memory for reading."""
 
 UNREADABLE = "unreadable"
 """Status of a run whose log this release cannot go on with; nothing is done to it."""
@@ -88,7 +86,6 @@ class Runs:
         self._blobs = blobs
         self._clients = clients
         self._notify = notify
-        self.hands = RunHands(blobs, clients, relay, workers, notify, self._appended)
         self._actors: dict[int, RunActor] = {}
         self._ledger = Ledger(store, clients.disabled, clients.denials)
         self._unreadable: dict[int, str] = {}
@@ -99,10 +96,13 @@ class Runs:
             self._read,
             lambda: self._ledger.shelf.blobs(),
         )
+        self.hands = RunHands(
+            blobs, self.retention, clients, relay, workers, notify, self._appended
+        )
         self.background = Background()
         self.uploads = Uploads(blobs, self.retention, self._actors, self.background)
         self._closed = False
-        self._recent: dict[int, RunActor] = {}
+        self._past = PastRuns(self._load, self._replay)
         self.last_event = ""
         self.changed: Callable[[], None] = lambda: None
         """Called after every durable event."""
@@ -163,6 +163,10 @@ class Runs:
             raise DataLossError(f"{rows[0].stream} does not begin with RunOpened")
         return RunActor(rows, self._manifest(opened.initial_model), self._store, self.hands)
 
+    def _replay(self, run: int) -> RunState:
+        """Read the state alone: without the events there is little to collect as garbage."""
+        return replay(decode(row) for row in self._store.read(ev.run_stream(run)))
+
     def _read(self, run: int) -> list[ev.Event]:
         return [decode(row) for row in self._store.read(ev.run_stream(run))]
 
@@ -221,11 +225,14 @@ class Runs:
             min_clients=quorum,
             initial_model=initial,
         )
-        if job.codec_down != "none":
-            wire = await self.hands.encode(package.model, job.codec_down)
-            named = ev.Blob(digest=wire.digest, size=wire.size)
-            opened = opened.model_copy(update={"wire": named})
-        return await self.background.through(self._open_run(opened, manifest))
+
+        async def work() -> int:
+            with self.retention.hold(blob.digest, initial.digest):
+                async with self.hands.encode(package.model, job.codec_down) as wire:
+                    named = ev.Blob(digest=wire.digest, size=wire.size) if wire else None
+                    return await self._open_run(opened.model_copy(update={"wire": named}), manifest)
+
+        return await self.background.through(work())
 
     async def open_chosen(self, choose: Callable[[], ev.RunOpened]) -> int:
         """Number and open a run whose first event `choose` decides; what that names is kept.
@@ -337,11 +344,28 @@ class Runs:
         if run in self._actors:
             return self._actors[run]
         self.summary(run)  # or there is nothing to read
-        if run not in self._recent:
-            while len(self._recent) >= RECENT_RUNS:
-                del self._recent[next(iter(self._recent))]
-            self._recent[run] = self._load(run)
-        return self._recent[run]
+        return self._past.whole.get(run)
+
+    async def read(self, run: int) -> RunActor:
+        """Return a run as `view` does, but wait for the disk beside the event loop.
+
+        Raises:
+            FLError: as `view`.
+        """
+        if run in self._actors:
+            return self._actors[run]
+        self.summary(run)
+        return await self._past.whole.read(run)
+
+    async def _state_of(self, task_id: TaskId) -> RunState:
+        """Return the state of the run, at work or ended, that a site names in a task's id.
+
+        Raises:
+            FLError: as `view`, or the run has ended and the site was no target of it.
+        """
+        if task_id.run in self._actors:
+            return self._actors[task_id.run].state
+        return await self._past.state_for(task_id.site, self.summary(task_id.run))
 
     def ended(self, run: int, site: str = "") -> str:
         """Return how a run ended; empty while it is not over; `unknown` if it never was.
@@ -377,16 +401,19 @@ class Runs:
         """
         if task_id.run in self._actors:
             return await self._actors[task_id.run].tell(given)
-        from_log = self.view(task_id.run)
-        return from_log.judge(given)
+        state = await self._state_of(task_id)
+        if decide(state, given, self._clients.roster()):
+            raise FailedPreconditionError(f"run {task_id.run} is not at work", rule="run_ended")
+        return ()
 
-    def settled_by(self, task_id: TaskId, digest: str) -> bool:
+    async def settled_by(self, task_id: TaskId, digest: str) -> bool:
         """Return whether exactly these bytes were accepted for the task already.
 
         Raises:
             FLError: the task is settled by another result, not open, or unknown.
         """
-        return not classify(self.view(task_id.run).state, task_id, frozenset({digest}))
+        state = await self._state_of(task_id)
+        return not classify(state, task_id, frozenset({digest}))
 
     def demand_enabled(self, site: str) -> None:
         """Refuse a site that an admin has barred.
@@ -463,6 +490,11 @@ class Runs:
             self.last_event = f"run {actor.run}: {describe(event)}"
             log.info("run %d: %s", actor.run, describe(event))
         ended = actor.state.ended is not None and self._actors.pop(actor.run, None) is not None
+        left = {event.site for event in events if isinstance(event, ev.SiteWithdrawn)}
+        if ended or left:
+            self._notify(set(actor.state.targets) if ended else left)
+        if ended:
+            self.background.later(self._retire(actor))
         over = self.uploads.settle(actor.run)
         over -= {
             event.digest
@@ -475,11 +507,6 @@ class Runs:
             over |= source_models(actor.state.opened)
         if over:
             self.background.later(self.retention.free(over))
-        left = {event.site for event in events if isinstance(event, ev.SiteWithdrawn)}
-        if ended or left:
-            self._notify(set(actor.state.targets) if ended else left)
-        if ended:
-            self.background.later(self._retire(actor))
         self.changed()
 
     def _note(self, actor: RunActor) -> None:
@@ -491,6 +518,8 @@ class Runs:
             rounds=state.job.rounds,
             reason=state.ended.reason if state.ended else "",
         )
+        if state.ended:
+            self._past.note_targets(state)
 
     async def _retire(self, actor: RunActor) -> None:
         await self._summarise(actor)

@@ -191,7 +191,7 @@ class TrainingService:
             result = self._processors.process(task_id, request.result)
             if (came := result.blob) is not None:
                 if (kept := self._runs.uploads.model_of(task_id, came)) is None:
-                    if self._runs.settled_by(task_id, came.digest):
+                    if await self._runs.settled_by(task_id, came.digest):
                         return "duplicate"
                     raise FailedPreconditionError(
                         f"{came.digest} was not uploaded for this task",

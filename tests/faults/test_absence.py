@@ -130,6 +130,43 @@ def test_below_its_quorum_a_round_waits_and_never_closes(faulty, then):
     assert [each.round for each in closed] == ([1, 2] if then == "back" else [1])
 
 
+@pytest.mark.parametrize(
+    ("still_s", "settings"),
+    [
+        pytest.param(3.0, {"min_clients": 1, "wait_after_min_s": 600.0}, id="no site is dead"),
+        pytest.param(
+            11.0,
+            {"min_clients": 2, "round_deadline_s": 10.0, "on_deadline": "abort"},
+            marks=LATER,
+            id="no deadline has passed",
+        ),
+    ],
+)
+def test_time_in_which_the_server_was_frozen_counts_for_nobody(faulty, still_s, settings):
+    """SIGSTOP for longer than it takes to be dead, or than a round has left."""
+    federation = faulty("site-1", "site-2", dead_after_s=2.0)
+    federation.start_all()
+    let_go = federation.hold("site-1", 1)
+    run = federation.submit("disturbed", rounds=1, **settings)
+    federation.wait_event(run, ev.UpdateAccepted, round=1, site="site-2")
+    federation.signal("server", signal.SIGSTOP)
+    federation.tally.fault("SIGSTOP of the server")
+    try:
+        frozen = time.monotonic()
+        federation.wait_for(lambda: time.monotonic() - frozen > still_s, "a time to be dead")
+    finally:
+        federation.signal("server", signal.SIGCONT)
+    federation.wait_for(
+        lambda: "this server stood still" in federation.log_text("server"), "it to notice"
+    )
+    let_go()
+    assert counted(federation, run, 1) == ["site-1", "site-2"]
+    federation.tally.recovered()
+    assert federation.wait_event(run, ev.RunEnded).status == "finished"
+    assert "is dead" not in federation.log_text("server")
+    federation.check(run)
+
+
 @LATER
 def test_both_ends_notice_that_the_other_is_frozen(faulty):
     """SIGSTOP keeps connections up: pings tell the site, heartbeats tell the server."""

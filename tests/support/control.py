@@ -194,6 +194,7 @@ class FakeControl:
         asked: (sites, topic, signed) of every request that was relayed.
         orders: (order, submitter, min_clients) of every submission.
         calls: everything else that changes anything.
+        loaded: the runs that were to be at hand.
         models: (run, round) -> blob.
     """
 
@@ -208,6 +209,7 @@ class FakeControl:
     orders: list[tuple[bytes, str, int | None]] = field(default_factory=list)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    loaded: list[int] = field(default_factory=list)
     last_event: str = "run 3: round 7 opened with 2 sites"
     access: FakeAccess = field(default_factory=FakeAccess)
     staging: FakeStaging = field(default_factory=FakeStaging)
@@ -226,6 +228,9 @@ class FakeControl:
         if number not in self.run_views:
             raise NotFoundError(f"there is no run {number}", hint="list_runs shows the runs")
         return self.run_views[number]
+
+    async def load(self, number: int) -> None:
+        self.loaded.append(self.run(number).run)
 
     def active_runs(self) -> list[int]:
         return [view.run for view in self.runs() if not view.ended and view.status != "prepared"]

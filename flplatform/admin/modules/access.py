@@ -197,6 +197,7 @@ class AccessModule:
             return
         submitter, organisation = actor.name, actor.organisation
         if args.of_run is not None:
+            await self._control.load(args.of_run)
             run = self._control.run(args.of_run)
             submitter, organisation = run.submitter, run.submitter_organisation
         answers: dict[str, Decision] = {

@@ -85,7 +85,7 @@ class DiagnosisModule:
         ]
 
     async def _why(self, connection: Connection, args: WhyArguments) -> None:
-        diagnosis = self._diagnose(args)
+        diagnosis = await self._diagnose(args)
         can = tuple(line for line in diagnosis.can if self._rights.knows(line.split()[0]))
         diagnosis = replace(diagnosis, can=can)
         await connection.text("\n".join(lines_of(diagnosis)))
@@ -103,13 +103,14 @@ class DiagnosisModule:
         sites = {site: asdict(reply) for site, reply in replies.items()}
         await connection.data("why", asdict(diagnosis) | {"sites": sites})
 
-    def _diagnose(self, args: WhyArguments) -> Diagnosis:
+    async def _diagnose(self, args: WhyArguments) -> Diagnosis:
         if args.is_site:
             return self._control.diagnosis.site(args.what)
         given = int(args.what) if args.what else None
         if given == 0:
             raise InvalidArgumentError("runs are numbered from 1", field="what")
         number = current_run(self._control, given, ended=True)
+        await self._control.load(number)
         if args.round is None:
             return self._control.diagnosis.run(number)
         return self._control.diagnosis.round(number, args.round)

@@ -1,6 +1,6 @@
 """A run: deploying, then the job's steps one after the other, then its one terminal event."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from flplatform.algorithms.workflows import cross_site_validation, operator, scatter_gather
 from flplatform.algorithms.workflows.draft import Draft, Timers
@@ -59,16 +59,18 @@ _STEPS = {
 _DEPLOY_TIMER = "deploy"
 
 
-def replay(events: Sequence[Event]) -> RunState:
+def replay(events: Iterable[Event]) -> RunState:
     """Return the state that a run's events add up to.
 
     Raises:
         FailedPreconditionError: the stream does not begin with RunOpened.
     """
-    if not events or not isinstance(events[0], RunOpened):
+    coming = iter(events)
+    opened = next(coming, None)
+    if not isinstance(opened, RunOpened):
         raise FailedPreconditionError("a run's stream must begin with RunOpened")
-    state = initial(events[0])
-    for event in events[1:]:
+    state = initial(opened)
+    for event in coming:
         state = evolve(state, event)
     return state
 

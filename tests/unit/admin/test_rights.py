@@ -1,7 +1,11 @@
+import asyncio
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from flplatform.admin.rights import Rights
 from flplatform.core.control import SiteReply
 from flplatform.core.errors import ConfigError
 from flplatform.core.messages import ModelRef
@@ -144,6 +148,16 @@ def test_a_refusal_names_the_rule_and_is_in_the_audit(console):
     assert error["message"] == "max may not shutdown"
     assert error["rule"] == "role member: operate is not granted"
     assert console.records == [("max", "shutdown", "denied", "role member: operate is not granted")]
+
+
+def test_the_run_that_a_command_is_about_is_at_hand_before_it_is_judged(control):
+    rights = Rights(Path("none"), "hub", control)
+    control.run_views = {1: run(1, status="finished"), 3: run(3)}
+    asyncio.run(rights.prepare("view", SimpleNamespace(run=1)))
+    asyncio.run(rights.prepare("view", SimpleNamespace(source_run=3)))
+    for nothing in (SimpleNamespace(source_run=None), SimpleNamespace(run=7), SimpleNamespace()):
+        asyncio.run(rights.prepare("view", nothing))
+    assert control.loaded == [1, 3]
 
 
 def policy(console: Console, text: str) -> None:

@@ -32,6 +32,7 @@ class World:
 
     def __init__(self, **changes) -> None:
         self.log: list[str] = []
+        self.prepared: list[tuple] = []
         self.records: list[tuple] = []
         self.question = ""
         self.denied: Exception | None = None
@@ -45,11 +46,14 @@ class World:
             **changes,
         )
         self.server = AdminServer(
-            CommandRegister([self]), self, self, max_operations=2, max_pending=4
+            CommandRegister([self]), self, self, max_operations=2, max_pending=4, prepare=self._get
         )
 
     def commands(self):
         return [self.spec]
+
+    async def _get(self, permission: str, args: object) -> None:
+        self.prepared.append((permission, args, [*self.log]))
 
     async def _ask(self, args: Args) -> str:
         self.log.append(f"confirm {args.what}")
@@ -115,6 +119,11 @@ def test_the_order_is_authorise_confirm_audit_handle(session):
     assert [item["type"] for item in items] == ["row", "done"]
     assert items[-1]["exit_code"] == 0
     assert items[-1]["ok"] == 1
+
+
+def test_what_a_command_needs_is_fetched_before_it_is_authorised(session):
+    world, _ = run(session, "drop")
+    assert world.prepared == [("operate", Args(what="rows"), [])]
 
 
 def test_the_audit_has_who_what_and_the_handlers_correlation_id(session):

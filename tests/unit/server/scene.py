@@ -2,8 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import Executor
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Executor, Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from flplatform.core.errors import FLError
 from flplatform.core.events import Event
 from flplatform.core.messages import ModelRef, Task, TaskId
+from flplatform.core.ports import Row
 from flplatform.files.digest import digest_of
 from flplatform.files.modelfile import save
 from flplatform.rpc.interceptors import Caller
@@ -76,6 +77,40 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class GatedStore(MemoryStateStore):
+    """Settles appends only when told to.
+
+    Attributes:
+        appends: number of rows of each append.
+        error: what the next append fails with.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.appends: list[int] = []
+        self.waiting: list[tuple[Sequence[Row], Future[None]]] = []
+        self.gated = False
+        self.error: Exception | None = None
+
+    def append(self, rows: Sequence[Row]) -> "Future[None]":
+        self.appends.append(len(rows))
+        if self.error:
+            future: Future[None] = Future()
+            future.set_exception(self.error)
+            return future
+        if not self.gated:
+            return super().append(rows)
+        waiting: Future[None] = Future()
+        waiting.set_running_or_notify_cancel()
+        self.waiting.append((rows, waiting))
+        return waiting
+
+    def let_go(self) -> None:
+        rows, future = self.waiting.pop(0)
+        super().append(rows)
+        future.set_result(None)
 
 
 class Scene:

@@ -1,7 +1,8 @@
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from flplatform.core.workflow import (
     Abort,
     AddTargets,
     Aggregate,
+    Aggregated,
     Deploy,
     FailureArrived,
     Offer,
@@ -39,43 +41,9 @@ from flplatform.server.relay import Reply
 from flplatform.server.run_actor import RunActor
 from tests.support.stores import MemoryStateStore
 from tests.support.workflows import RUN, blob, digest, job, run_opened
-from tests.unit.server.scene import play, refused, settle, until
+from tests.unit.server.scene import GatedStore, play, refused, settle, until
 
 SITES = ("a", "b")
-
-
-class GatedStore(MemoryStateStore):
-    """Settles appends only when told to.
-
-    Attributes:
-        appends: number of rows of each append.
-        error: what the next append fails with.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.appends: list[int] = []
-        self.waiting: list[tuple[Sequence[Row], Future[None]]] = []
-        self.gated = False
-        self.error: Exception | None = None
-
-    def append(self, rows: Sequence[Row]) -> "Future[None]":
-        self.appends.append(len(rows))
-        if self.error:
-            future: Future[None] = Future()
-            future.set_exception(self.error)
-            return future
-        if not self.gated:
-            return super().append(rows)
-        waiting: Future[None] = Future()
-        waiting.set_running_or_notify_cancel()
-        self.waiting.append((rows, waiting))
-        return waiting
-
-    def let_go(self) -> None:
-        rows, future = self.waiting.pop(0)
-        super().append(rows)
-        future.set_result(None)
 
 
 class Hands:
@@ -85,7 +53,10 @@ class Hands:
         aggregating: aggregations under way; `model_of` gives their results.
         trouble: raised, one after the other, by the next aggregations.
         seen: which sites each decision took to be there.
+        still_s: for how long the server has stood still.
     """
+
+    still_s = 0.0
 
     def __init__(self, *live: str) -> None:
         self.live = frozenset(live or SITES)
@@ -97,12 +68,16 @@ class Hands:
         self.batches: list[int] = []
         self.trouble: list[Exception] = []
         self.seen: list[frozenset[str]] = []
+        self.held: Counter[str] = Counter()
         self.gate = asyncio.Event()
         self.gate.set()
 
     def roster(self) -> Roster:
         self.seen.append(self.live)
         return Roster(self.live)
+
+    def stood_still_s(self) -> float:
+        return self.still_s
 
     def deploy(self, item: Deploy, opened: ev.RunOpened) -> "asyncio.Future[Reply]":
         site = item.site
@@ -111,12 +86,21 @@ class Hands:
         self.deploys[site] = asyncio.get_running_loop().create_future()
         return self.deploys[site]
 
-    async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, None]:
+    @contextlib.asynccontextmanager
+    async def make(self, closed: ev.RoundClosed, codec_down: str) -> AsyncIterator[Aggregated]:
         self.aggregating.append(closed.round)
         await self.gate.wait()
         if self.trouble:
             raise self.trouble.pop(0)
-        return model_of(closed), None
+        made = model_of(closed)
+        with self.hold(made.digest):
+            yield Aggregated(closed.round, made)
+
+    @contextlib.contextmanager
+    def hold(self, *digests: str) -> Iterator[None]:
+        self.held.update(digests)
+        yield
+        self.held.subtract(digests)
 
     def tasks_changed(self, sites: set[str]) -> None:
         self.changed.append(sites)
@@ -406,6 +390,78 @@ def test_a_closed_round_is_aggregated_once() -> None:
     play(scene())
 
 
+def test_a_refusal_waits_for_what_it_rests_on() -> None:
+    """An abort that is then not stored must not have a site drop what it has trained."""
+
+    async def scene() -> None:
+        hands, store = Hands(), GatedStore()
+        actor = await training(hands, store)
+        (task, *_) = open_tasks(actor)
+        store.gated = True
+        quorum = asyncio.create_task(actor.tell(SetQuorum(1, "lead")))
+        await until(lambda: store.waiting)
+        abort = asyncio.create_task(actor.tell(Abort("lead")))
+        await settle()
+        result = asyncio.create_task(actor.tell(answer(task)))
+        await settle()
+        store.let_go()
+        await until(lambda: store.waiting)
+        await settle()
+        assert not result.done()
+        _, appending = store.waiting.pop()
+        appending.set_exception(ResourceExhaustedError("no space left", rule="disk"))
+        assert await quorum
+        for told in (abort, result):
+            assert type(await refused(told)) is ResourceExhaustedError
+        store.gated = False
+        assert await actor.tell(answer(task))
+        assert type(await refused(actor.tell(SetQuorum(0, "lead")))) is InvalidArgumentError
+        await actor.stop()
+
+    play(scene())
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_what_is_told_is_kept_until_it_is_in_the_log(leaves: bool) -> None:
+    """Also if who told it has left by then."""
+
+    async def scene() -> None:
+        hands, store = Hands(), GatedStore()
+        actor = await training(hands, store)
+        (task, *_) = open_tasks(actor)
+        given = answer(task)
+        assert given.result.blob is not None
+        store.gated = True
+        telling = asyncio.create_task(actor.tell(given))
+        await until(lambda: store.waiting)
+        if leaves:
+            telling.cancel()
+            await settle()
+        assert hands.held[given.result.blob.digest] == 1
+        store.gated = False
+        store.let_go()
+        await until(lambda: not +hands.held)
+        assert any(isinstance(event, ev.UpdateAccepted) for event in actor.events)
+        await actor.stop()
+
+    play(scene())
+
+
+def test_an_update_that_cannot_be_read_now_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_actor, "RETRY_S", 0.01)
+
+    async def scene() -> None:
+        hands = Hands()
+        hands.trouble = [UnavailableError("the update cannot be read: Input/output error")]
+        actor = await training(hands)
+        await finish(actor, hands)
+        assert actor.state.status == "finished"
+        assert actor.troubles == {}
+        await actor.stop()
+
+    play(scene())
+
+
 @pytest.mark.parametrize(
     "error", [InvalidArgumentError("krum needs 5"), MemoryError("8 GB"), ValueError("a defect")]
 )
@@ -590,6 +646,47 @@ def test_a_timer_that_changes_nothing_runs_again(monkeypatch: pytest.MonkeyPatch
     play(scene())
 
 
+def test_a_standstill_is_added_to_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it due meanwhile, then sites are heard first, or later."""
+    fired: list[str] = []
+
+    def decide(_state: Any, given: Any, _roster: Roster) -> tuple[ev.Event, ...]:
+        if isinstance(given, TimerFired):
+            fired.append(given.id)
+        return ()
+
+    monkeypatch.setattr(run_actor, "pending", lambda _: (Wake("w", 0.02),))
+    monkeypatch.setattr(run_actor, "decide", decide)
+
+    async def scene() -> None:
+        hands = Hands()
+        actor = begin(hands)
+        due, now = actor.wakes_at["w"], asyncio.get_running_loop().time
+        hands.still_s = 600.0
+        await until(lambda: actor.wakes_at["w"] != due)
+        assert actor.wakes_at["w"] == pytest.approx(due + 600.0, abs=0.1)
+        assert not fired
+        await actor.stop()
+
+        actor = begin(hands)
+        due = actor.wakes_at["w"]
+        hands.still_s += 0.001  # as if all of it were before the timer was due
+        await until(lambda: actor.wakes_at["w"] != due)
+        assert actor.wakes_at["w"] - now() == pytest.approx(run_actor.CATCH_UP_S, abs=0.1)
+        assert not fired
+        await actor.stop()
+
+        monkeypatch.setattr(run_actor, "CATCH_UP_S", 0.0)
+        actor = begin(hands)
+        hands.still_s += 0.05
+        armed = now()
+        await until(lambda: fired)
+        assert now() - armed >= 0.05, "then it fires"
+        await actor.stop()
+
+    play(scene())
+
+
 # ---- the end of a process -----------------------------------------------------------------------
 
 
@@ -694,33 +791,6 @@ def test_results_repeated_after_a_crash_count_once() -> None:
         closed = next(event for event in resumed.events if isinstance(event, ev.RoundClosed))
         assert [target.site for target in closed.contributions] == ["a", "b"]
         await resumed.stop()
-
-    play(scene())
-
-
-def test_an_ended_run_judges_what_comes_late() -> None:
-    async def scene() -> None:
-        hands = Hands()
-        actor = await training(hands)
-        a, b = open_tasks(actor)
-        await actor.tell(answer(a))
-        await actor.tell(Abort("me"))
-        assert actor.judge(answer(a)) == ()
-        with pytest.raises(FailedPreconditionError):
-            actor.judge(answer(b))
-        await actor.stop()
-
-    play(scene())
-
-
-def test_judging_a_run_at_work_changes_nothing() -> None:
-    async def scene() -> None:
-        actor = await training(Hands())
-        a, _ = open_tasks(actor)
-        with pytest.raises(FailedPreconditionError, match="not at work"):
-            actor.judge(answer(a))
-        assert actor.state.open_round.accepted == {}
-        await actor.stop()
 
     play(scene())
 

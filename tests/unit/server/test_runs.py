@@ -20,8 +20,7 @@ from flplatform.core.errors import (
 from flplatform.core.messages import ModelRef, TaskId
 from flplatform.core.ports import Row
 from flplatform.core.workflow import Abort
-from flplatform.server import ledger
-from flplatform.server import runs as module
+from flplatform.server import ledger, past_runs
 from flplatform.server.runs import UNREADABLE
 from tests.support.stores import MemoryStateStore
 from tests.support.workflows import job
@@ -385,7 +384,8 @@ def test_a_run_whose_model_is_lost_does_not_keep_the_server_from_starting(scene:
 
 
 def test_few_ended_runs_are_kept_in_memory(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RECENT_RUNS", 2)
+    monkeypatch.setattr(past_runs, "RECENT_RUNS", 2)
+    scene.boot()
 
     async def it() -> None:
         for number in range(1, 5):
@@ -394,7 +394,7 @@ def test_few_ended_runs_are_kept_in_memory(scene: Scene, monkeypatch: pytest.Mon
             await scene.ended(number)
         for number in range(1, 5):
             assert scene.runs.view(number).state.status == "aborted"
-        assert len(scene.runs._recent) == 2
+        assert len(scene.runs._past.whole) == 2
         await scene.close()
 
     play(it())
@@ -511,14 +511,11 @@ def test_a_result_whose_acknowledgement_was_lost_is_known_after_the_end(scene: S
         other = scene.result(task, 4.0)
         assert type(await refused(scene.training.submit_result("a", other))) is AlreadyExistsError
         task_id = TaskId(1, 2, "train", "a")
-        assert type(await refused(_settled(scene, task_id))) is FailedPreconditionError
+        error = await refused(scene.runs.settled_by(task_id, "x"))
+        assert type(error) is FailedPreconditionError
         await scene.close()
 
     play(it())
-
-
-async def _settled(scene: Scene, task_id: TaskId) -> bool:
-    return scene.runs.settled_by(task_id, "x")
 
 
 # ---- freeing ------------------------------------------------------------------------------------

@@ -167,6 +167,24 @@ def test_a_result_counts_once(scene: Scene) -> None:
     play(it())
 
 
+def test_what_comes_after_the_end_is_judged_by_the_log(scene: Scene) -> None:
+    """Its acknowledgement was lost, or it was not wanted any more."""
+
+    async def play_it() -> None:
+        scene.obeying("a", "b")
+        await scene.submit()
+        results = {site: scene.result(await scene.offered(site)) for site in ("a", "b")}
+        assert await scene.training.submit_result("a", results["a"]) == "accepted"
+        await scene.actor().tell(Abort("lead"))
+        await scene.ended()
+        assert await scene.training.submit_result("a", results["a"]) == "duplicate"
+        late = await refused(scene.training.submit_result("b", results["b"]))
+        assert type(late) is FailedPreconditionError
+        await scene.close()
+
+    play(play_it())
+
+
 def test_the_same_result_many_times_at_once(scene: Scene) -> None:
     async def it() -> None:
         await training(scene)
@@ -523,9 +541,9 @@ def test_an_encoded_update_counts_as_what_it_comes_to(scene: Scene) -> None:
         (event,) = scene.events(kind=ev.UpdateAccepted)
         model = scene.model(2.0)
         assert (event.digest, event.size, event.wire) == (model.digest, model.size, wire.digest)
-        assert scene.runs.settled_by(TRAIN, model.digest)
+        assert await scene.runs.settled_by(TRAIN, model.digest)
         with pytest.raises(AlreadyExistsError):
-            scene.runs.settled_by(TRAIN, OTHER_DIGEST)
+            await scene.runs.settled_by(TRAIN, OTHER_DIGEST)
         await scene.restart()
         assert await scene.training.submit_result("a", request) == "duplicate"
         await scene.close()

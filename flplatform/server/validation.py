@@ -75,11 +75,19 @@ def cross_validation(state: RunState) -> MatrixView:
 
 def _absences(state: RunState) -> Iterator[tuple[str, str]]:
     """Yield the targets that have no column, each with the reason."""
-    for answer in state.answers.values():
-        if not answer.accepted:
-            yield answer.site, f"declined: {answer.rule or answer.reason}"
-    if state.opened.source_run and state.step >= 0:
-        for site in state.awaited:
+    validate = state.gathers.get("validate")
+    there = validate.opened.participants if validate else ()
+    for site in state.targets:
+        answer = state.answers.get(site)
+        if site in there:
+            continue
+        if site in state.withdrawn:
+            yield site, state.withdrawn[site].reason
+        elif answer and not answer.accepted:
+            yield site, f"declined: {answer.rule or answer.reason}"
+        elif validate and answer:
+            yield site, "it joined when the validation had begun"
+        elif validate:
             yield site, "it did not answer the start in time (deploy_wait_s)"
 
 

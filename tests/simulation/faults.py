@@ -1,12 +1,8 @@
 """What goes wrong and what operators do: drawn before a history begins, so that it can shrink."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-from flplatform.core.errors import FLError
-from flplatform.core.workflow import Abort, AbortTasks, AddTargets, SetQuorum, Withdraw
-from tests.simulation.site import encoded, start_order
 
 SITE_FAULTS = (
     "site kill",
@@ -46,6 +42,9 @@ OPERATORS = (
     "enable",
     "delete",
 )
+CHANGING = ("start anew", "start anew", "leave")
+ERRANDS = ("validate", "validate", "prepare", "unstage", "bar")
+"""What operators pursue until it is done, see `operators`; and what of that changes results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +92,30 @@ def draw(
     )
 
 
+def draw_errands(
+    rng: random.Random, sites: list[str], horizon: float, reproducible: bool
+) -> list[Fault]:
+    """Draw what operators pursue: nothing in every other history.
+
+    Args:
+        rng: decides.
+        sites: all sites.
+        horizon: when the last one begins at the latest.
+        reproducible: leave out what changes the result by right.
+    """
+    kinds = ERRANDS if reproducible else CHANGING + ERRANDS
+    return [
+        Fault(
+            at=rng.random() * horizon,
+            kind=rng.choice(kinds),
+            site=rng.choice(sites),
+            length=0.0,
+            number=rng.randint(1, 400),
+        )
+        for _ in range(rng.choice([0, 0, 0, 1, 2, 4]))
+    ]
+
+
 class Injector:
     """Carries faults out."""
 
@@ -102,13 +125,18 @@ class Injector:
     def __call__(self, fault: Fault) -> None:
         """Do it now."""
         history = self._history
+        if fault.kind == "server frozen":  # often for longer than it takes a site to be dead
+            fault = replace(fault, length=min(120.0, 3 * fault.length))
         history.world.note(
             "fault", f"⚡ {fault.kind} {fault.site} {fault.length:.1f} {fault.number}"
         )
         history.world.count(fault.kind)
-        if fault.kind in OPERATORS:
-            self._operate(fault)
-        elif fault.kind.startswith("server "):
+        if fault.kind in OPERATORS + CHANGING + ERRANDS:
+            history.operators.command(fault)
+            return
+        who = "server" if fault.kind.startswith("server ") else fault.site
+        history.watcher.attendance.disturb(who, fault.length)
+        if fault.kind.startswith("server "):
             self._hurt(history.server, fault, fault.kind.removeprefix("server "))
         elif fault.kind.startswith("site "):
             self._hurt(history.sites[fault.site], fault, fault.kind.removeprefix("site "))
@@ -118,6 +146,7 @@ class Injector:
     def _hurt(self, victim: Any, fault: Fault, what: str) -> None:
         later = self._history.network.later
         process, host = victim.up, victim.host
+        who = "server" if victim is self._history.server else fault.site
         if what == "disk full":
             host.full = True
             later(fault.length, setattr, host, "full", False)
@@ -139,6 +168,15 @@ class Injector:
         elif what == "frozen":
             process.frozen = True
             later(fault.length, process.thaw)
+            if who == "server":
+                later(fault.length + 1.0, self._remembers, victim, process, victim.fresh())
+
+    def _remembers(self, server: Any, process: Any, fresh: set[str]) -> None:
+        """See that a standstill of the server is nobody's silence."""
+        if server.up is process and not process.frozen:
+            lost = fresh - server.clients.live() - server.clients.parted.keys()
+            for site in sorted(lost):
+                self._history.watcher.object(f"{site} was dropped for a standstill of the server")
 
     def _wire(self, fault: Fault) -> None:
         network = self._history.network
@@ -161,53 +199,3 @@ class Injector:
                 "refused": ("refused",),
             }[fault.kind]:
                 setattr(link, name, until)
-
-    # ---- operators ----
-
-    def _operate(self, fault: Fault) -> None:
-        server = self._history.server
-        if server.up is not None:
-            server.up.spawn(self._command(fault))
-
-    async def _command(self, fault: Fault) -> None:
-        history = self._history
-        runs = history.server.runs
-        world = history.world
-        try:
-            if fault.kind in ("disable", "enable"):
-                await runs.set_enabled(fault.site, fault.kind == "enable", "operator")
-                return
-            numbers = [summary.run for summary in runs.summaries()]
-            if not numbers:
-                return
-            number = numbers[fault.number % len(numbers)]
-            if fault.kind == "delete":
-                await history.server.lifecycle.delete(number, "operator")
-                return
-            actor = runs.actor(number)
-            sites = (fault.site,)
-            given: Any
-            match fault.kind:
-                case "abort":
-                    given = Abort("operator", "aborted")
-                case "withdraw":
-                    given = Withdraw(sites, "operator")
-                case "abort tasks":
-                    given = AbortTasks(sites, "operator")
-                case "set quorum":
-                    given = SetQuorum(1 + fault.number % len(history.sites), "operator")
-                case _:
-                    again = f"{fault.number:032x}"
-                    digest = actor.state.opened.job_blob.digest
-                    given = AddTargets(sites, encoded(start_order(again, digest, sites)), "o")
-            events = await actor.tell(given)
-        except FLError as error:
-            world.note("operator", f"refused: {error}")
-            return
-        except Exception as error:  # noqa: BLE001 - whatever it is, a command must not meet it
-            history.watcher.object(f"a command: {error!r}")
-            return
-        world.count("command obeyed")
-        stored = history.server.log.run(number)
-        if missing := [event for event in events if event not in stored]:
-            history.watcher.object(f"I1: obeyed and not stored: {missing[0]}")

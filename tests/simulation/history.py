@@ -14,9 +14,10 @@ from flplatform.core.errors import FLError
 from flplatform.core.job import JobSpec
 from tests.simulation import models, programs, system
 from tests.simulation.disk import Disks
-from tests.simulation.faults import Fault, Injector, draw
+from tests.simulation.faults import Fault, Injector, draw, draw_errands
 from tests.simulation.invariants import Watcher, undisturbed
 from tests.simulation.network import Link, Network
+from tests.simulation.operators import Errand, Operators
 from tests.simulation.server import Blobs, Server, identity
 from tests.simulation.site import Behaviour, JobProcess, Package, Site, start_order
 from tests.simulation.system import SimPath
@@ -79,7 +80,8 @@ class History:
         JobProcess.world, JobProcess.behaviour = self.world, self.behaviour
         self.network = Network(self.world, names)
         programs.connect(self.network)
-        self.watcher = Watcher(self.world)
+        self.watcher = Watcher(self.world, self.disks)
+        JobProcess.attendance = self.watcher.attendance
         self.server = Server(self.world, self.disks, self.network, self.watcher)
         self.watcher.server = self.server
         self.sites = {
@@ -87,13 +89,19 @@ class History:
         }
         self.jobs = [self._job(plan, names) for _ in range(plan.choice([1, 1, 1, 2]))]
         self.begins = [0.0] + [plan.random() * 60 for _ in self.jobs[1:]]
+        more = random.Random(f"{seed}/more")  # noqa: S311
+        self.in_steps = [more.random() < 0.15 for _ in self.jobs]
         self.expected: dict[int, list[bytes]] = {}
         if faults is None:
             count = plan.choice([0, 1, 2, 3, 4, 6, 8, 12])
             faults = draw(plan, names, self._horizon_s(), count, self.reproducible)
+            errands = draw_errands(more, names, self._horizon_s(), self.reproducible)
+            faults = sorted([*faults, *errands], key=lambda fault: fault.at)
         self.faults = list(faults)
         self.acknowledged: dict[int, int] = {}
-        self._over = False
+        self.operators = Operators(self)
+        self.errands: list[Errand] = []
+        self.over = False
 
     def _horizon_s(self) -> float:
         """Return about how long there will be work: faults that hit nobody at work find little."""
@@ -160,7 +168,7 @@ class History:
         finally:
             if self.world.absent:
                 self.watcher.object(f"not modelled: {', '.join(sorted(set(self.world.absent)))}")
-            self._over = True
+            self.over = True
             self.world.tells = False
             logger.handlers = [logging.NullHandler()]  # what is buried unwinds without a loop
             self.world.loop.bury()
@@ -181,7 +189,8 @@ class History:
             self.network.later(self.world.rng.random() * 3, self._boot, site)
         self._watch_over(self.server)
         for index, at in enumerate(self.begins):
-            self.network.later(at, self._submit, index)
+            way = self.operators.submit_in_steps if self.in_steps[index] else self._submit
+            self.network.later(at, way, index)
         injector = Injector(self)
         for fault in self.faults:
             self.network.later(fault.at, injector, fault)
@@ -191,9 +200,11 @@ class History:
         await self._until(self._all_over, PATIENCE_S)
         await self._until(self._all_heard, HEARD_S)
         await self._until(lambda: False, QUIET_S)
-        if missing := len(self.jobs) - len(self.server.log.runs()):
+        if missing := len(self.jobs) - len(self.acknowledged):
             self.watcher.object(f"{missing} submissions never became runs")
-        self.watcher.final(list(self.sites.values()), self.expected)
+        if unfinished := sum(not errand.over for errand in self.errands):
+            self.watcher.object(f"{unfinished} errands never come to their end")
+        self.watcher.final(self.sites, self.expected)
         if not self.watcher.violations:
             await self._last_restart()
 
@@ -201,26 +212,30 @@ class History:
         until = self.world.loop.now + patience_s
         while self.world.loop.now < until and not self.watcher.violations and not true():
             await asyncio.sleep(min(5.0, max(0.01, until - self.world.loop.now)))
+            self.watcher.attendance.look(self.sites)
 
     def _prepare(self) -> None:
         blobs = Blobs(SimPath("/server/state/blobs"))  # type: ignore[arg-type]
         self.initial = models.model(*(self.world.rng.randint(0, 255) / 4 for _ in range(6)))
-        self._put(blobs, self.initial)
+        self.put(blobs, self.initial)
+        Package.model = models.ref(self.initial)
         self.packages = []
         for index, job in enumerate(self.jobs):
             self.packages.append(job.model_dump_json().encode() + b" " * index)
-            self._put(blobs, self.packages[-1])
+            self.put(blobs, self.packages[-1])
         self.server.host.sync_all()
 
     @staticmethod
-    def _put(blobs: Any, data: bytes) -> None:
+    def put(blobs: Any, data: bytes) -> None:
+        """Have a blob in a store, as if it had been uploaded."""
         if not blobs.has(models.ref(data).digest):
             blobs.create(lambda path: path.write_bytes(data))
 
     # ---- supervision ----
 
     def _boot(self, victim: Any) -> None:
-        if victim.up is None and not self._over:
+        if victim.up is None and not self.over:
+            self.watcher.attendance.disturb(victim.name)
             victim.boot()
             self._watch_over(victim)
 
@@ -236,6 +251,7 @@ class History:
             before(why)
             self.world.count("recovery")
             pause = min(60.0, 0.5 + self.world.rng.expovariate(1 / 10.0))
+            self.watcher.attendance.disturb(victim.name, pause)
             self.network.later(pause, self._boot, victim)
 
         process.died = died
@@ -266,8 +282,11 @@ class History:
 
     def _all_over(self) -> bool:
         log = self.server.log
-        return len(log.runs()) == len(self.jobs) and all(
-            log.run(run)[-1].__class__.__name__ == "RunEnded" for run in log.runs()
+        pursued = any(not errand.over for errand in self.errands)
+        return (
+            len(self.acknowledged) == len(self.jobs)
+            and not pursued
+            and all(log.ended(run) for run in log.runs())
         )
 
     def _all_heard(self) -> bool:
@@ -277,7 +296,7 @@ class History:
 
     def _submit(self, index: int) -> None:
         """Submit a job until that is acknowledged; always under the same id."""
-        if self._over:
+        if self.over:
             return
         if self.server.up is None:
             self.network.later(2.0, self._submit, index)
@@ -296,11 +315,8 @@ class History:
         blob = models.ref(self.packages[index])
         try:
             for data in (self.initial, self.packages[index]):  # a deleted run may have had them
-                self._put(self.server.blobs, data)
-            package: Any = Package(
-                self.server.blobs.path(blob.digest),  # type: ignore[arg-type]
-                models.ref(self.initial),
-            )
+                self.put(self.server.blobs, data)
+            package: Any = Package(self.server.blobs.path(blob.digest))  # type: ignore[arg-type]
             run = await self.server.runs.submit(
                 package,
                 identity("lead", "admin"),
@@ -313,12 +329,22 @@ class History:
         except FLError as error:
             self.world.note("operator", f"submission refused: {error}")
             return
+        self.submitted(index, run)
+
+    def demand(self, there: bool, what: str) -> None:
+        """Object to what was acknowledged and is not in the log."""
+        if not there:
+            self.watcher.object(f"I1: acknowledged and not stored: {what}")
+
+    def submitted(self, index: int, run: int) -> None:
+        """Hear that a submission has become a run."""
         if self.acknowledged.setdefault(index, run) != run:
             self.watcher.object(f"submission {index} became run {run}, before another one")
         if run not in self.server.log.runs():
             self.watcher.object(f"I1: run {run} is acknowledged and not stored")
         if self.reproducible:
-            self.expected[run] = undisturbed(self.jobs[index], self.initial, sites)
+            initial, sites = self.initial, tuple(self.sites)
+            self.expected[run] = undisturbed(self.jobs[index], initial, sites)
 
     # ---- the very end ----
 
@@ -333,9 +359,14 @@ class History:
             watcher.object("the server does not come back")
             return
         for summary in server.runs.summaries():
+            if summary.run not in server.log.runs():
+                continue
             ended = server.log.run(summary.run)[-1]
             if summary.status != getattr(ended, "status", ""):
                 watcher.object(f"run {summary.run} was {ended}, after a restart {summary.status}")
+        shelf, steps = server.runs.shelf, watcher.steps
+        if (set(shelf.jobs), set(shelf.prepared)) != (set(steps.staged), set(steps.prepared)):
+            watcher.object("other jobs or prepared runs lie ready than before the restart")
 
         async def collect() -> None:
             await server.runs.retention.free(())

@@ -4,7 +4,7 @@ Numbers I1 to I6 are those of docs and threat model: acknowledged is stored; cou
 a model is what its closed round says; rounds never go back; nothing torn is seen; one end each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flplatform.algorithms.recipes import recipe_of
@@ -14,6 +14,10 @@ from flplatform.core.messages import SUBMIT_MODEL, TRAIN, ModelRef, task_seed
 from flplatform.core.ports import Row
 from flplatform.rpc.v1 import federated_pb2 as pb
 from tests.simulation import models
+from tests.simulation.attendance import Attendance
+from tests.simulation.disk import Disks
+from tests.simulation.steps import Steps
+from tests.simulation.validations import check_cell, check_gather, check_matrix, check_source
 from tests.simulation.world import World
 
 
@@ -31,6 +35,7 @@ class Reader:
         self.round: ev.RoundOpened | None = None
         self.updates: dict[str, ev.UpdateAccepted] = {}
         self.failed: set[str] = set()
+        self.gathers: list[ev.GatherOpened] = []
         self.closed: ev.RoundClosed | None = None
         self.ended: ev.RunEnded | None = None
 
@@ -51,7 +56,8 @@ class Reader:
                 assert self.opened is None, "a run opens once"
                 self.opened, self.quorum = item, item.min_clients
                 self.models[0] = item.initial_model.digest
-                self._check_wire(item.wire, item.initial_model, blob)
+                if not item.source_run:
+                    self._check_wire(item.wire, item.initial_model, blob)
             case ev.SiteAnswered():
                 assert item.site not in self.deployed
                 self.deployed |= {item.site} if item.accepted else set()
@@ -66,6 +72,9 @@ class Reader:
                 assert set(item.participants) <= self.deployed
                 assert len(item.participants) >= self.quorum
                 self.round, self.updates, self.failed = item, {}, set()
+            case ev.GatherOpened():
+                check_gather(item, self.opened)
+                self.gathers.append(item)
             case ev.UpdateAccepted() | ev.ResultAccepted() | ev.TaskFailed():
                 self._settle(item, blob, wire)
             case ev.RoundClosed():
@@ -111,6 +120,8 @@ class Reader:
         self.settled.add(item.task_id)
         if not isinstance(item, ev.TaskFailed) and item.digest:
             assert models.ref(blob(item.digest)).digest == item.digest, "I5: a torn update counts"
+        if isinstance(item, ev.ResultAccepted) and not item.digest:
+            check_cell(item, self.gathers, blob)
         if f"/{TRAIN}/" not in item.task_id:
             return
         assert self.round is not None
@@ -155,7 +166,8 @@ def needed(events: Sequence[ev.Event]) -> set[str]:
         "last 2": rounds - 1,
         "none": (rounds if ended else published) + 1,
     }[opened.job.keep_updates]
-    kept = {opened.job_blob.digest, opened.initial_model.digest}
+    borrowed = {model.digest for model in opened.source_models.values()}
+    kept = {opened.job_blob.digest, opened.initial_model.digest} | (set() if ended else borrowed)
     wire = opened.wire
     for event in events:
         match event:
@@ -165,7 +177,7 @@ def needed(events: Sequence[ev.Event]) -> set[str]:
                 if event.optimizer_state and event.round >= oldest - 1:
                     kept.add(event.optimizer_state.digest)
             case ev.GatherOpened():
-                kept |= {blob.digest for blob in event.models.values()}
+                kept |= {blob.digest for blob in event.models.values()} - borrowed
             case ev.ResultAccepted() if event.digest:
                 kept.add(event.digest)
             case ev.UpdateAccepted() if event.round >= oldest:
@@ -204,10 +216,12 @@ class Watcher:
         violations: what was seen that must not be.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, disks: Disks) -> None:
         self.world = world
         self.violations: list[str] = []
         self.server: Any = None
+        self.steps = Steps()
+        self.attendance = Attendance(world, disks, self.object)
         self._readers: dict[int, Reader] = {}
         self._sent: dict[str, str] = {}
         self._came: dict[str, bytes] = {}
@@ -229,16 +243,26 @@ class Watcher:
             if row.stream == ev.FEDERATION:
                 if isinstance(event, ev.RunDeleted):
                     self.deleted_runs.add(event.run)
+                self._check(f"{row.stream} event {row.seq} {row.type}", self.steps.take, event)
+                self.attendance.bar(event)
                 continue
             run = int(row.stream.partition("/")[2])
             reader = self._readers.setdefault(run, Reader(run))
             if self.world.tells:
                 self.world.note("log", f"run {run} #{row.seq} {_short(event)}")
             self._count(event)
-            try:
-                reader.read(event, self._blob, self._came.__getitem__)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the log must not cause it
-                self.object(f"run {run} event {row.seq} {row.type}: {error!r}")
+            what = f"run {run} event {row.seq} {row.type}"
+            self._check(what, reader.read, event, self._blob, self._came.__getitem__)
+            self._check(what, self.attendance.take, run, event)
+            if isinstance(event, ev.RunOpened) and event.source_run:
+                source = self.server.log.run(event.source_run)
+                self._check(what, check_source, event, source, self._blob)
+
+    def _check(self, what: str, check: Any, *args: Any) -> None:
+        try:
+            check(*args)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the log must not cause it
+            self.object(f"{what}: {error!r}")
 
     def _count(self, event: ev.Event) -> None:
         match event:
@@ -250,11 +274,17 @@ class Watcher:
                     self.world.count("optimiser stepped")
                 if event.wire:
                     self.world.count("model encoded")
+            case ev.RunOpened() if event.source_run:
+                self.world.count("validation opened")
+            case ev.ResultAccepted() if not event.digest:
+                self.world.count("model measured")
 
     def deleting(self, digest: str) -> None:
         """See a blob go."""
         self.world.count("blob freed")
         log = self.server.log
+        if digest in self.steps.blobs():
+            self.object(f"{digest[:20]} is freed although it lies ready")
         for run in log.runs():
             if run not in self.deleted_runs and digest in needed(log.run(run)):
                 self.object(f"{digest[:20]} is freed although run {run} needs it")
@@ -294,16 +324,11 @@ class Watcher:
 
     # ---- the end ----
 
-    def final(self, sites: Sequence[Any], reproducible: dict[int, list[bytes]]) -> None:
+    def final(self, sites: Mapping[str, Any], reproducible: dict[int, list[bytes]]) -> None:
         """Check what is left when all is quiet."""
         log = self.server.log
         federation = log.events(ev.FEDERATION)
         numbers = [event.run for event in federation if isinstance(event, ev.RunNumbered)]
-        if numbers != list(range(1, len(numbers) + 1)):
-            self.object(f"runs are numbered {numbers}")
-        submissions = [e.submission_id for e in federation if isinstance(e, ev.RunNumbered)]
-        if len(set(submissions)) != len(submissions):
-            self.object("one submission has become two runs")
         for stream, rows in log.streams.items():
             if [row.seq for row in rows] != list(range(1, len(rows) + 1)):
                 self.object(f"{stream} has gaps")
@@ -311,20 +336,20 @@ class Watcher:
             reader = self._readers[run]
             if reader.ended is None:
                 self.object(f"I6: run {run} has not ended long after the last fault")
-            elif run in reproducible:
+                continue
+            if run in reproducible:
                 self._check_reproducible(run, reader, reproducible[run])
+            if reader.ended.status == "finished":
+                self._check(f"run {run}", check_matrix, log.run(run), self.world.count)
+            elif run in reproducible:
+                self.object(f"run {run} {reader.ended.status}: {reader.ended.reason}")
         summarised = {e.run for e in federation if isinstance(e, ev.RunSummarised)}
         if missing := set(numbers) - summarised:
             self.object(f"runs {missing} have no summary")
-        for site in sites:
-            if runs := site.program.runs if site.program else []:
-                self.object(f"{site.name} still has runs {runs} that are over")
+        self.attendance.final(sites)
 
     def _check_reproducible(self, run: int, reader: Reader, expected: list[bytes]) -> None:
         assert reader.ended is not None
-        if reader.ended.status != "finished":
-            self.object(f"reproducible run {run} {reader.ended.status}: {reader.ended.reason}")
-            return
         for number, data in enumerate(expected):
             if reader.models.get(number) != models.ref(data).digest:
                 self.object(f"reproducible run {run}: the model of round {number} is another one")
@@ -333,7 +358,7 @@ class Watcher:
     def leftovers(self) -> None:
         """Check that nothing is left on the server that no log needs."""
         log = self.server.log
-        kept: set[str] = set()
+        kept = self.steps.blobs()
         for run in log.runs():
             if run not in self.deleted_runs:
                 kept |= needed(log.run(run))

@@ -6,16 +6,20 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+from flplatform.algorithms.workflows import cross_site_validation
 from flplatform.algorithms.workflows import run as workflow
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
 from flplatform.core.errors import FLError
 from flplatform.core.messages import TRAIN
-from flplatform.core.workflow import RosterChanged
-from flplatform.server import retention, wire
+from flplatform.core.workflow import Deploy, RosterChanged
+from flplatform.server import hands, retention, run_actor, validation, wire
 from flplatform.server.hands import RunHands
+from flplatform.server.ledger import Ledger
 from flplatform.server.relay import RequestRelay
 from flplatform.server.run_actor import RunActor
+from flplatform.server.runs import Runs
+from flplatform.server.shelf import Shelf
 from flplatform.server.training import TrainingService
 from tests.simulation import disk, programs
 from tests.simulation.history import play
@@ -159,13 +163,15 @@ def _forget_the_optimiser() -> list[Patch]:
 
 def _encode_another_model() -> list[Patch]:
     """What sites download instead of a model is that of the model before."""
-    real, before = RunHands.encode, []
+    real = vars(hands)["make_wire"]
+    before: dict[Any, Any] = {}
 
-    async def encode(self: Any, model: Any, codec: str) -> Any:
-        before.append(model)
-        return await real(self, before[-2] if before[1:] else model, codec)
+    def make_wire(blobs: Any, model: Any, codec: str) -> Any:
+        found = real(blobs, before.get(blobs, model), codec)
+        before[blobs] = model
+        return found
 
-    return [(RunHands, "encode", encode)]
+    return [(hands, "make_wire", make_wire)]
 
 
 def _free_what_sites_download() -> list[Patch]:
@@ -203,6 +209,87 @@ def _drop_what_a_disabled_site_has_trained() -> list[Patch]:
     return [(TaskLoop, "_persist", persist)]
 
 
+def _tell_nobody_of_withdrawals() -> list[Patch]:
+    real = Runs.ended
+
+    def ended(self: Runs, run: int, _site: str = "") -> str:
+        return real(self, run)
+
+    return [(Runs, "ended", ended)]
+
+
+def _keep_what_a_run_has_spooled() -> list[Patch]:
+    return [(Spool, "drop_run", lambda *_: None)]
+
+
+def _ask_nobody_anew() -> list[Patch]:
+    """Who joins late, or again, is in the log and never asked."""
+    real = vars(run_actor)["pending"]
+
+    def pending(state: Any) -> Any:
+        return [item for item in real(state) if not _is_late(state, item)]
+
+    return [(run_actor, "pending", pending)]
+
+
+def _is_late(state: Any, item: Any) -> bool:
+    return isinstance(item, Deploy) and item.site in state.added
+
+
+def _free_what_is_validated() -> list[Patch]:
+    return [(retention, "source_models", lambda _opened: frozenset())]
+
+
+def _validate_other_models() -> list[Patch]:
+    real = vars(cross_site_validation)["_source_models"]
+
+    def source_models(state: Any) -> Any:
+        found = real(state)
+        return dict(zip(found, [*found.values()][::-1], strict=True))
+
+    return [(cross_site_validation, "_source_models", source_models)]
+
+
+def _measure_what_is_at_hand() -> list[Patch]:
+    """A site measures the model that it has measured before."""
+    real = TaskLoop._fetch_model
+    before: dict[Any, Any] = {}
+
+    async def fetch(self: Any, task: Any, run: Any) -> Any:
+        found = await real(self, task, run)
+        return before.setdefault((self, task.id.run), found) if task.id.owner else found
+
+    return [(TaskLoop, "_fetch_model", fetch)]
+
+
+def _say_nothing_of_who_came_late() -> list[Patch]:
+    real = vars(validation)["_absences"]
+
+    def absences(state: Any) -> Any:
+        return [(site, why) for site, why in real(state) if site in state.awaited or "decl" in why]
+
+    return [(validation, "_absences", absences)]
+
+
+def _free_what_lies_ready() -> list[Patch]:
+    return [(Shelf, "blobs", lambda _self: set())]
+
+
+def _give_a_prepared_run_another_number() -> list[Patch]:
+    return [(Shelf, "of_submission", lambda *_: None)]
+
+
+def _forget_prepared_runs() -> list[Patch]:
+    """After a restart nothing is deployed for a number that was taken."""
+    real = Ledger.read
+
+    def read(self: Ledger) -> None:
+        real(self)
+        self.shelf.prepared.clear()
+
+    return [(Ledger, "read", read)]
+
+
 MOST_SEEDS = 400
 """So many are enough to notice any of these."""
 
@@ -225,6 +312,16 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     "undo a codec against another base": _undo_without_the_base,
     "forget who came while the disk was full": _forget_who_came_on_a_full_disk,
     "drop what a disabled site has trained": _drop_what_a_disabled_site_has_trained,
+    "tell no site that it was withdrawn": _tell_nobody_of_withdrawals,
+    "keep what an ended run has spooled": _keep_what_a_run_has_spooled,
+    "ask no site anew": _ask_nobody_anew,
+    "free what is validated": _free_what_is_validated,
+    "validate other models": _validate_other_models,
+    "measure the model at hand": _measure_what_is_at_hand,
+    "say nothing of who came late": _say_nothing_of_who_came_late,
+    "free what lies ready": _free_what_lies_ready,
+    "give a prepared run another number": _give_a_prepared_run_another_number,
+    "forget prepared runs": _forget_prepared_runs,
 }
 
 
@@ -237,7 +334,10 @@ FIRST_SEEDS = {
     "forget what a dead site received": 25,
     "undo a codec against another base": 40,
     "forget who came while the disk was full": 9410,
-    "drop what a disabled site has trained": 2070,
+    "drop what a disabled site has trained": 60160,
+    "tell no site that it was withdrawn": 1055,
+    "ask no site anew": 105,
+    "free what is validated": 105,
 }
 """Where to begin to look, if not at 0: known to be noticed soon after."""
 

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -120,6 +121,9 @@ class Network:
             return
         if exchange.over:
             self.exchanges.pop(number, None)
+            return
+        if server.frozen:  # its loop gets to this after the timers that are due by then
+            server.waiting.append(partial(self._arrive, exchange, number))
             return
 
         async def handle() -> None:

@@ -10,11 +10,11 @@ from io import FileIO
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from flplatform.client import executors, session, site_run, spool
+from flplatform.client import executors, sandbox, session, site_run, spool
 from flplatform.core import events
 from flplatform.core import model as core_model
 from flplatform.core.errors import DataLossError, ResourceExhaustedError
-from flplatform.files import digest, durable, modelfile, modelwriter, shortage, writing
+from flplatform.files import digest, durable, modelfile, modelwriter, removal, shortage, writing
 from flplatform.rpc import channel, transfers
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security import package, signing
@@ -57,6 +57,13 @@ def _clear(_run: site_run.SiteRun, work: SimPath) -> int:
     return 0
 
 
+def _remove(path: SimPath) -> None:
+    if path.is_dir():
+        SimShutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _set_aside(handle: int, _offset: int, _count: int) -> bool:
     return not disks().handles[handle][0].full
 
@@ -92,6 +99,8 @@ def install() -> None:
         FileIO: OpenFile,
         digest.digest_of_file: _digest_of_file,
         digest.demand_digest: _demand_digest,
+        removal.remove: _remove,
+        sandbox.sweep_scratch: lambda *_: None,
         shortage.demand_room: _demand_room,
         writing.set_aside: _set_aside,
         writing.start_writing: lambda *_: None,

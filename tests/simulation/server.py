@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from flplatform.core import events as ev
@@ -21,7 +22,7 @@ from flplatform.rpc import interceptors
 from flplatform.rpc.interceptors import Caller
 from flplatform.security.identity import Identity
 from flplatform.server.client_manager import ClientManager
-from flplatform.server.lifecycle import Lifecycle
+from flplatform.server.control import ServerControl
 from flplatform.server.relay import RequestRelay
 from flplatform.server.runs import Runs
 from flplatform.server.server import FederatedServer
@@ -41,6 +42,7 @@ from tests.simulation.world import LoopExecutor, Process, World
 DEAD_AFTER_S = 40.0
 HEARTBEAT_S = 12.0
 WAITING_CALL_S = 30.0
+LONGEST_DOWNLOAD_S = 12.0
 
 
 @cache
@@ -75,6 +77,10 @@ class Log:
     def run(self, number: int) -> list[ev.Event]:
         """Return a run's events."""
         return self.events(ev.run_stream(number))
+
+    def ended(self, number: int) -> bool:
+        """Return whether a run has ended."""
+        return isinstance(self.run(number)[-1], ev.RunEnded)
 
     def runs(self) -> list[int]:
         """Return the numbers of all runs that have begun."""
@@ -173,6 +179,7 @@ class Server:
         up: the process, if one runs.
     """
 
+    name = "server"
     _watch_clients = FederatedServer._watch_clients
 
     def __init__(self, world: World, disks: Disks, network: Network, watcher: Any) -> None:
@@ -218,9 +225,15 @@ class Server:
         self.runs = Runs(
             self.store, self.blobs, self.clients, self.relay, LoopExecutor(loop), self._notify
         )
-        nobody: Any = None  # whom to trust: no order is verified here
-        self.lifecycle = Lifecycle(
-            nobody, self.runs, self.clients, lambda: self.clients.known, lambda _run: None
+        self.control = ServerControl(
+            identity=identity("server", "server"),
+            trust=SimpleNamespace(store=None),
+            runs=self.runs,
+            clients=self.clients,
+            relay=self.relay,
+            blobs=self.blobs,
+            folder=SimPath("/server/state"),  # type: ignore[arg-type]
+            end=lambda _restart: None,
         )
         processors = ResultProcessors([ModelResultProcessor(), ValidateResultProcessor()])
         self.training = TrainingService(self.runs, self.blobs, processors, WAITING_CALL_S)
@@ -251,6 +264,11 @@ class Server:
             self.host.crash(self.world.rng, self.world.loop.now)
             self.watcher.disk_restarted("server")
         self.host_died = False
+
+    def fresh(self) -> set[str]:
+        """Return who has been heard of lately."""
+        since = self.world.loop.now - DEAD_AFTER_S / 2
+        return {client.name for client in self.clients.clients() if client.last_seen > since}
 
     # ---- the wire ----
 
@@ -300,7 +318,7 @@ class Server:
     async def _download(self, caller: Caller, digest: str, offset: int) -> bytes:
         self.training.release_download(caller, digest)
         if self.world.rng.random() < 0.3:
-            await asyncio.sleep(self.world.rng.expovariate(1 / 4.0))
+            await asyncio.sleep(min(LONGEST_DOWNLOAD_S, self.world.rng.expovariate(1 / 4.0)))
         data = self.blobs.path(digest).read_bytes()[offset:]
         if self.network.lost(caller.identity.name, up=False):
             data = data[: self.world.rng.randint(0, len(data))]

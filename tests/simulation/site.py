@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from flplatform.client.client import SiteClient
 from flplatform.client.executors import RunProcess
 from flplatform.client.frames import RESULT_FILE, UPDATE_FILE
-from flplatform.client.policy import Plan
+from flplatform.client.policy import Plan, Purpose
 from flplatform.client.requests import RequestAgent
 from flplatform.client.run_spec import Outcome, RunProcessCrashed, RunSpec
 from flplatform.client.session import Session
@@ -28,6 +29,7 @@ from flplatform.files.durable import private_dir, write_atomic
 from flplatform.security.signing import StartOrder
 from flplatform.store.blobs import FileBlobStore
 from tests.simulation import models
+from tests.simulation.attendance import Attendance
 from tests.simulation.disk import Disks
 from tests.simulation.network import Network
 from tests.simulation.server import identity
@@ -40,12 +42,15 @@ from tests.simulation.world import PROCESS, Process, World
 class Order:
     """A signed start: JSON that everybody believes."""
 
+    not_after = datetime(2026, 1, 8, tzinfo=UTC)
+
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.payload = json.loads(data)
         self.submission_id: str = self.payload["submission_id"]
         self.job_digest: str = self.payload["job_digest"]
         self.sites: tuple[str, ...] = tuple(self.payload["sites"])
+        self.purpose: Purpose = self.payload["purpose"]
 
     def __getattr__(self, name: str) -> Any:
         return StartOrder.model_fields[name].default
@@ -60,12 +65,15 @@ class Order:
         return self._data
 
 
-def start_order(submission_id: str, job_digest: str, sites: tuple[str, ...]) -> bytes:
+def start_order(
+    submission_id: str, job_digest: str, sites: tuple[str, ...], purpose: Purpose = "train"
+) -> bytes:
     """Return a start order."""
     fields = {
         "submission_id": submission_id,
         "job_digest": job_digest.partition(":")[2],
         "sites": sites,
+        "purpose": purpose,
     }
     return json.dumps(fields).encode()
 
@@ -76,15 +84,19 @@ def open_order(_kind: Any, signed: Order, *_args: Any) -> tuple[Any, Order]:
 
 
 class Package:
-    """A job package: its bytes are `job.yml` as JSON, and a comment."""
+    """A job package: its bytes are `job.yml` as JSON, and a comment.
+
+    Attributes:
+        model: the initial model, the same for all jobs of a history.
+    """
 
     has_code = True
+    model: ModelRef
 
-    def __init__(self, path: SimPath, initial: ModelRef | None = None) -> None:
+    def __init__(self, path: SimPath) -> None:
         self._data = path.read_bytes()
         self.author = identity("lead", "admin")
         self.job = JobSpec.model_validate_json(self._data)
-        self.model = initial
 
     def extract(self, folder: Any) -> None:
         """Write all files; durable on return, as the real one's."""
@@ -130,22 +142,26 @@ class JobProcess(RunProcess):
 
     world: World
     behaviour: "Behaviour"
+    attendance: Attendance
 
     def __init__(self, spec: RunSpec, on_phase: Any = None, on_metric: Any = None) -> None:
         super().__init__(spec)
         self._aborted = False
         process = PROCESS.get()
         assert process is not None
+        self._process = process
         self._site = process.name
 
     async def start(self, timeout_s: float = 0.0) -> None:
         """Take a while."""
         await asyncio.sleep(self.world.rng.random())
+        self.attendance.processes[self] = self._process, self._spec.run
 
     async def abort(self, grace_s: float = 8.0) -> None:
         """End."""
         self._aborted = True
         await asyncio.sleep(self.world.rng.random())
+        self.attendance.processes.pop(self, None)
 
     async def execute(self, task: Task, model: Any, work: Any) -> Outcome | TaskFailure:
         """Do a task: see `RunProcess.execute`."""
@@ -170,15 +186,18 @@ class JobProcess(RunProcess):
                 return TaskFailure("no local model yet")
             return Outcome(RESULT_FILE, score.examples, score.metrics, {}, 0)
         received = model.read_bytes()
-        accuracy = models.values_of(received)[0] % 1.0
+        accuracy = models.accuracy(received)
         if task.id.kind != TRAIN:
             return Outcome(None, 5, {"accuracy": accuracy}, {}, 0)
         before = (current / USER_STATE / "memory").read_bytes() if current else b""
+        self.attendance.trains(spec.folder.parent, before)
         nonce = "" if self.behaviour.reproducible else str(self.world.rng.random())
         update = models.trained(received, task.seed, self._site, before, nonce)
         whole = models.whole(received, update) if spec.delta else update
-        local = {"accuracy": models.values_of(whole)[0] % 1.0}
-        box: Any = Box(whole, models.state_after(before, task.seed))
+        local = {"accuracy": models.accuracy(whole)}
+        after = models.state_after(before, task.seed)
+        self.attendance.trained(spec.folder.parent, after)
+        box: Any = Box(whole, after)
         score = LocalScore(round=task.id.round, metrics=local, examples=5)
         collect(box, work, current, spec.watch, score, 1 << 20, 1 << 20)
         if spec.delta:
@@ -216,11 +235,11 @@ class _Policy:
         self._world = world
         self._behaviour = behaviour
 
-    def check_job(self, *_args: Any, **_kwargs: Any) -> Plan:
+    def check_job(self, *_args: Any, purpose: Purpose = "train", **_kwargs: Any) -> Plan:
         """Allow, but for a few."""
         if self._world.rng.random() < self._behaviour.decline:
             raise PermissionDeniedError("not today", rule="accept_jobs")
-        return Plan({}, Environment(max_runs=16), "none")
+        return Plan({}, Environment(max_runs=16), "none", purpose=purpose)
 
 
 # ---- the site ------------------------------------------------------------------------------------

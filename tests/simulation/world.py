@@ -34,6 +34,7 @@ class Process:
     Attributes:
         dead: nothing of it runs any more.
         frozen: stopped like by SIGSTOP; what is due waits in `backlog`.
+        waiting: what has been sent to it meanwhile.
         steps: kill it after so many more steps of its event loop; 0 for never.
         touches: kill it at the so many-th next touch of its disk; 0 for never.
     """
@@ -43,6 +44,7 @@ class Process:
         self._loop = loop
         self.dead = self.frozen = False
         self.backlog: list[Any] = []
+        self.waiting: list[Callable[[], None]] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.steps = self.touches = 0
         self.died: Callable[[str], None] = lambda _: None
@@ -70,6 +72,9 @@ class Process:
         backlog, self.backlog = self.backlog, []
         if not self.dead:
             self._loop.requeue(backlog)
+        waiting, self.waiting = self.waiting, []
+        for letter in waiting:
+            self._loop.call_later(0.01, letter, context=contextvars.Context())
 
     def step(self) -> None:
         """Count a step of its event loop; it may be the last."""

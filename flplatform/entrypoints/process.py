@@ -1,6 +1,7 @@
 """What every long-running process does alike: log, say that it is ready, obey signals, exit.
 
-docs/operating.md has the table of exit codes.
+docs/operating.md has the table of exit codes. What a machine is short of when a process starts,
+such as space on its disk, has no code: it is waited for, see `_await_shortage`.
 """
 
 import asyncio
@@ -8,18 +9,26 @@ import json
 import logging
 import logging.handlers
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from flplatform.core.errors import ConfigError, FailedPreconditionError, FLError
+from flplatform.core.errors import (
+    ConfigError,
+    FailedPreconditionError,
+    FLError,
+    ResourceExhaustedError,
+)
 from flplatform.files.durable import private_dir, write_atomic
 from flplatform.files.error_log import ErrorLog
 from flplatform.files.lock import PROCESS_LOCK, held, is_same
+from flplatform.files.shortage import shortage_in
 from flplatform.files.system import raise_file_limit
 from flplatform.security.kit import Kit
 
@@ -34,9 +43,16 @@ EXIT_RESTART = 75
 EXIT_CONFIG = 78
 """The kit or its configuration is refused: starting again would not help."""
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 READY_FILE = "ready.json"
 DRAIN_S = 30.0
 """How long ending may take; what is not done by then, the log and the spool still know."""
+SHORTAGE_PAUSES_S = (1.0, 30.0)
+"""First and longest pause between two starts on a machine that is short of something."""
+TOLD_EVERY = 120
+"""After so many such starts one in so many is told: about one in an hour."""
+ATTEMPTS = "FLP_SHORT_STARTS"
+"""Variable that tells a process how often it was short of something since it was started."""
 KIT_WATCH_S = 5.0
 """Pause between two looks whether the kit is still there."""
 
@@ -62,8 +78,12 @@ def run(make: Callable[[Kit, Callable[[bool], None]], Service], kind: str) -> in
         print(f"usage: fl_{'server' if kind == 'server' else 'client'} KIT", file=sys.stderr)
         return EXIT_CONFIG
     os.umask(0o077)
+    for number in SIGNALS:  # making may wait for a database, and nothing is underway yet
+        signal.signal(number, lambda *_: sys.exit(EXIT_STOPPED))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    folder = Path(sys.argv[1])
     try:
-        kit = Kit.open(Path(sys.argv[1]))
+        kit = Kit.open(folder)
         kit.check_user()
         with held(kit.folder / PROCESS_LOCK, f"the kit {kit.folder}") as lock:
             set_up_logging(kit, kind)
@@ -71,38 +91,103 @@ def run(make: Callable[[Kit, Callable[[bool], None]], Service], kind: str) -> in
     except FailedPreconditionError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return EXIT_IN_USE
-    except (FLError, OSError) as error:
-        print(f"cannot start: {error}", file=sys.stderr)
+    except (FLError, OSError, MemoryError) as error:
+        if shortage := shortage_in(error):  # nobody logs yet
+            _await_shortage(folder, shortage, error, _print_error)
+        _print_error(f"cannot start: {error}")
         return EXIT_CONFIG
+
+
+def _print_error(text: str) -> None:
+    with suppress(OSError):  # what it is printed to may lie on a full disk
+        print(text, file=sys.stderr, flush=True)
 
 
 def _run(
     kit: Kit, make: Callable[[Kit, Callable[[bool], None]], Service], kind: str, lock: int
 ) -> int:
-    log.info("%s of project %s starts", kit.identity.name, kit.identity.project)
-    log.info("root certificate SHA-256 %s", kit.trust.root_fingerprint)
+    level = logging.DEBUG if _attempts() else logging.INFO  # said once is enough
+    log.log(level, "%s of project %s starts", kit.identity.name, kit.identity.project)
+    log.log(level, "root certificate SHA-256 %s", kit.trust.root_fingerprint)
     if kind == "server":
-        log.info("open files: at most %d", raise_file_limit())
+        log.log(level, "open files: at most %d", raise_file_limit())
     ending = _Ending()
     try:
         return asyncio.run(_serve(kit, make, lock, ending))
-    except ConfigError as error:
-        log.error("cannot start: %s", error)
-        return EXIT_CONFIG
-    except (FLError, OSError) as error:
-        log.error("cannot start: %s", error)
-        return EXIT_FAILED
-    except Exception:
-        log.critical("a defect ends the process", exc_info=True)
-        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 - sorted out below, when nothing is underway
+        failure = error
     finally:
         ending.done()
+    shortage = shortage_in(failure)
+    if shortage and not ending.asked_for:
+        _await_shortage(kit.folder, shortage, failure, log.error)
+    if isinstance(failure, FLError | OSError):
+        log.error("cannot start: %s", failure)
+        return EXIT_CONFIG if isinstance(failure, ConfigError) else EXIT_FAILED
+    log.critical("a defect ends the process", exc_info=failure)
+    return EXIT_FAILED
+
+
+def _attempts() -> int:
+    """Return how often this process was short of something, from its first start on."""
+    text = os.environ.get(ATTEMPTS, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _is_told(attempt: int) -> bool:
+    """Return whether attempt number `attempt` (from 1) is told: ever more rarely."""
+    return attempt.bit_count() == 1 or attempt % TOLD_EVERY == 0
+
+
+def _await_shortage(
+    kit: Path,
+    shortage: ResourceExhaustedError,
+    error: BaseException,
+    tell: Callable[[str], None],
+) -> NoReturn:
+    """Wait, then become the same program anew: a shortage passes, and a crash it is not.
+
+    What has been made so far ends with the program that it was made in, as after a kill. The
+    process keeps its number, so whoever supervises it need not know of it. A signal ends it at
+    once.
+    """
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
+    attempt = _attempts() + 1
+    first, longest = SHORTAGE_PAUSES_S
+    pause = min(longest, first * 2 ** min(attempt - 1, 16))
+    if _is_told(attempt):
+        tell(
+            f"cannot start yet: {shortage.message}: {error}; below {kit} {_free(kit)}; it tries "
+            f"again by itself until this has passed, next in {pause:g} s"
+        )
+    os.environ[ATTEMPTS] = str(attempt)
+    while True:
+        time.sleep(pause)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until `run` can answer them
+        try:
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - itself
+        except OSError as again:  # no memory for that, either
+            log.debug("cannot become itself anew: %s", again)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free} bytes are free"
+    except OSError as error:
+        return f"the disk says {error}"
 
 
 class _Ending:
-    """Bounds the time that ending takes, also if the event loop or a worker hangs."""
+    """Bounds the time that ending takes, also if the event loop or a worker hangs.
+
+    Attributes:
+        asked_for: whether a signal began it.
+    """
 
     def __init__(self) -> None:
+        self.asked_for = False
         self._timer: threading.Timer | None = None
 
     def begin(self, code: int) -> None:
@@ -156,17 +241,15 @@ async def _serve(
         if ended.done():  # the second signal does not wait for the drain
             logging.shutdown()
             os._exit(EXIT_FAILED)
+        ending.asked_for = True
         ending.begin(EXIT_STOPPED)  # starting may hang as well
         end(False)
 
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:  # making may wait for a database, and nothing is underway yet
-        signal.signal(number, lambda *_: sys.exit(EXIT_STOPPED))
     private_dir(kit.state_folder())
     ready = kit.state_folder() / READY_FILE
     ready.unlink(missing_ok=True)
     service = make(kit, end)
-    for number in signals:
+    for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
     watch = asyncio.create_task(
         _watch_kit(kit.folder / PROCESS_LOCK, lock, lambda: end_with(EXIT_CONFIG))
@@ -175,6 +258,7 @@ async def _serve(
     try:
         facts = await service.start()
         write_atomic(ready, json.dumps({"pid": os.getpid(), **facts}).encode())
+        os.environ.pop(ATTEMPTS, None)
         log.info("ready: %s", ", ".join(f"{key} {value}" for key, value in facts.items()))
         code = await ended
         log.info("ends%s", ", to be started again" if code == EXIT_RESTART else "")
@@ -186,11 +270,21 @@ async def _serve(
         await service.stop()
 
 
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log file; that its disk is full is told beside it, and not again for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its base's name
+        """Say what went wrong with a record, unless it is a shortage."""
+        error = sys.exc_info()[1]
+        if error is None or shortage_in(error) is None:
+            super().handleError(record)
+
+
 def set_up_logging(kit: Kit, kind: str) -> None:
     """Log to standard error and to a bounded file in the kit's `logs` folder."""
     resources = kit.local.resources
     folder = private_dir(kit.folder / "logs")
-    file = logging.handlers.RotatingFileHandler(
+    file = _LogFile(
         folder / f"{kind}.log", maxBytes=resources.log_bytes, backupCount=resources.log_files
     )
     form = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%FT%T")

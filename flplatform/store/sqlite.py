@@ -20,6 +20,7 @@ from flplatform.core.errors import (
     UnavailableError,
 )
 from flplatform.files.durable import PRIVATE_FILE, fsync_dir, private_dir
+from flplatform.files.shortage import probe
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -117,14 +118,18 @@ class SqliteFile:
 
         Raises:
             DataLossError: the file is damaged.
-            UnavailableError: anything else.
+            UnavailableError: anything else; its cause is the shortage, if there is one.
         """
         try:
             yield
         except DBAPIError as error:
             damaged = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
-            if getattr(error.orig, "sqlite_errorname", "").startswith(damaged):
+            name = getattr(error.orig, "sqlite_errorname", "")
+            if name.startswith(damaged):
                 raise DataLossError(
                     f"{self.name} is damaged: {error.orig}", hint="restore it from a backup"
                 ) from error
-            raise UnavailableError(f"{self.name}: {error.orig}") from error
+            short = None
+            if name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR")):  # a quota, a descriptor: which
+                short = probe(Path(self.name).parent)
+            raise UnavailableError(f"{self.name}: {error.orig}") from (short or error)

@@ -12,6 +12,8 @@
 # this kit, 78 the kit is wrong; after the last two nothing is started again. Anything else is a
 # crash: it is started again, each time after twice the pause (FLP_BACKOFF_MS). After
 # FLP_MAX_CRASHES crashes within FLP_CRASH_WINDOW_S seconds this script gives up with exit code 79.
+# A full disk and the like are no crash: the program waits by itself until that has passed, and so
+# does this script where it finds no room for the numbers of its processes.
 set -euo pipefail
 umask 077
 
@@ -24,7 +26,8 @@ MAX_CRASHES=${FLP_MAX_CRASHES:-5}
 READY_S=${FLP_READY_S:-60}
 IN_USE=73 RESTART=75 WRONG_KIT=78 GAVE_UP=79
 
-say() { printf 'start.sh: %s\n' "$*" >&2; }
+# What it is printed to may lie on a full disk: that must not end this script.
+say() { printf 'start.sh: %s\n' "$*" >&2 2>/dev/null || true; }
 die() { say "$1"; exit "${2:-1}"; }
 
 if [[ -f "$KIT/startup/fed_server.json" ]]; then
@@ -46,6 +49,31 @@ last_error() {
         tail -n 1 | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176' || true
 }
 
+# Says how little the kit's disk has left, if that is next to nothing.
+disk_left() {
+    local kib
+    kib=$(df -k --output=avail -- "$KIT" 2>/dev/null | tail -n 1 | tr -cd 0-9) || true
+    ((${kib:-1024} >= 1024)) || printf '%s KiB are free on the disk of %s' "$kib" "$KIT"
+}
+
+signals=0
+# Does "$@" with the file of the lock as soon as there is room for it; another error than a shortage ends this script.
+once_there_is_room() {
+    local error waited=0
+    until error=$(exec 2>&1; export LC_ALL=C; "$@"); do
+        case "$error" in
+            *"No space left"* | *"quota exceeded"* | *"open files"* | *"allocate memory"*) ;;
+            *) die "$error" ;;
+        esac
+        waited=$((waited + 1))
+        ((waited & (waited - 1))) || # ever more rarely
+            say "cannot start yet: $PID_FILE: ${error##*: }; $(disk_left); it goes on by itself" \
+                "once there is room"
+        ((signals == 0)) || exit 0
+        sleep 1 9>&-
+    done
+}
+
 MODE=${1:-}
 case "$MODE" in
     "" | --background | --once) ;;
@@ -60,6 +88,9 @@ case "$MODE" in
         printf 'processes: %s\n' "$(tr '\n' ' ' <"$PID_FILE")"
         if [[ ! -f "$READY_FILE" ]]; then
             printf 'not ready\n'
+            for what in "$(last_error 0)" "$(disk_left)"; do
+                [[ -z "$what" ]] || printf 'last error: %s\n' "$what"
+            done
             exit 4
         fi
         printf 'serves since %s: %s\n' "$(date -u -r "$READY_FILE" '+%F %T UTC')" \
@@ -88,13 +119,14 @@ cd -- "$KIT"
 
 # One instance: whoever runs holds the lock, the program included, should this script be killed.
 # Whoever only asks for it, as --status, lets go of it at once.
+once_there_is_room touch -- "$PID_FILE"
 exec 9>>"$PID_FILE"
 flock --wait 0.5 9 || die "already running: $(tr '\n' ' ' <"$PID_FILE")" "$IN_USE"
 
 if [[ "$MODE" == --background ]]; then
     LOG="$KIT/logs/console.log"
-    mkdir -p -- "$KIT/logs"
-    : >"$LOG"
+    { mkdir -p -- "$KIT/logs" && : >"$LOG"; } || LOG=/dev/null
+    logged=$(stat -c %s -- "$PROGRAM_LOG" 2>/dev/null || echo 0)
     rm -f -- "$READY_FILE"
     exec 9>&-
     # Everything is in the program's own log, which is bounded; here it would grow for ever.
@@ -109,23 +141,29 @@ if [[ "$MODE" == --background ]]; then
         fi
         sleep 0.05
     done
-    [[ -f "$READY_FILE" ]] || die "started, but not ready after $READY_S s; see $LOG"
+    if [[ ! -f "$READY_FILE" ]]; then
+        for what in "$(last_error "$logged")" "$(disk_left)"; do
+            [[ -z "$what" ]] || say "last error: $what"
+        done
+        die "started, but not ready after $READY_S s; see $LOG"
+    fi
     printf 'started in the background, process %s, output in %s\n' "$!" "$LOG"
     exit 0
 fi
 
+# In place: the room that it takes is taken once.
 note_pids() {
-    : >"$PID_FILE"
-    printf '%s\n' "$@" >>"$PID_FILE"
+    local text
+    text=$(printf '%s\n' "$@")
+    printf '%s\n' "$text" 1<>"$PID_FILE" && truncate -s "$((${#text} + 1))" -- "$PID_FILE"
 }
 
 if [[ "$MODE" == --once ]]; then
-    note_pids "$$"
+    once_there_is_room note_pids "$$"
     exec "$PY" -P -m "$MODULE" "$KIT"
 fi
 
 child=
-signals=0
 on_signal() {
     signals=$((signals + 1))
     [[ -z "$child" ]] || kill -TERM "$child" 2>/dev/null || true
@@ -163,11 +201,11 @@ demand_kit() {
 crashes=()
 while ((signals == 0)); do
     demand_kit
-    note_pids "$$"
+    once_there_is_room note_pids "$$"
     logged=$(stat -c %s -- "$PROGRAM_LOG" 2>/dev/null || echo 0)
     "$PY" -P -m "$MODULE" "$KIT" &
     child=$!
-    note_pids "$$" "$child"
+    note_pids "$$" "$child" 2>/dev/null || true
     ((signals == 0)) || kill -TERM "$child" 2>/dev/null || true
     await_child
     child=

@@ -14,6 +14,16 @@ running() { [[ -f "$PID_FILE" ]] && ! flock --shared --nonblock "$PID_FILE" true
 # Whoever start.sh runs has the lock's file open as number 9.
 ours() { [[ "/proc/$1/fd/9" -ef "$PID_FILE" ]]; }
 
+# Sets `pids` to those in the file, or, where a full disk took none, to those found by `ours`.
+read_pids() {
+    local found
+    mapfile -t pids <"$PID_FILE"
+    ((${#pids[@]} == 0)) || return 0
+    for found in /proc/[0-9]*; do
+        ! ours "${found#/proc/}" || pids+=("${found#/proc/}")
+    done
+}
+
 # Waits at most $1 seconds until nothing runs.
 await_end() {
     local tenths
@@ -28,7 +38,7 @@ if ! running; then
     printf 'not running\n'
     exit 0
 fi
-mapfile -t pids <"$PID_FILE"
+read_pids
 for pid in "${pids[@]}"; do
     # The supervisor passes the signal on; the program itself only if its supervisor is gone.
     ours "$pid" && kill -TERM "$pid" && break
@@ -37,7 +47,7 @@ if await_end "$STOP_S"; then
     printf 'stopped\n'
     exit 0
 fi
-mapfile -t pids <"$PID_FILE"
+read_pids
 for pid in "${pids[@]}"; do
     ours "$pid" && kill -KILL "$pid" || true
 done

@@ -29,17 +29,31 @@ def short():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("who", ["server", pytest.param("site-1", marks=LATER)])
-def test_a_disk_that_is_full_for_a_while(short, tally, who):
-    probe = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs none "$1"', "sh", short]
+def on_a_small_disk(module, who, folder):
+    """Play a module of `tests.faults` where it may mount."""
+    probe = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs none "$1"', "sh", folder]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("no user namespaces here: a small file system cannot be mounted")
-    command = ["unshare", "-Urm", sys.executable, "-m", "tests.faults.full_disk", who, short / "x"]
-    tally.fault("full disk")
+    command = ["unshare", "-Urm", sys.executable, "-m", f"tests.faults.{module}", who, folder / "x"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=150)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("who", ["server", pytest.param("site-1", marks=LATER)])
+def test_a_disk_that_is_full_for_a_while(short, tally, who):
+    tally.fault("full disk")
+    on_a_small_disk("full_disk", who, short)
     tally.runs += 1
     tally.recovered()
+
+
+@pytest.mark.parametrize("who", ["server", pytest.param("site-1", marks=LATER)])
+def test_a_disk_that_is_full_at_the_start(short, tally, who):
+    """For the first time, and after a kill: no crash, and it goes on by itself."""
+    tally.fault("full disk at the start", 2)
+    on_a_small_disk("full_start", who, short)
+    for _ in range(2):
+        tally.recovered()
 
 
 @LATER

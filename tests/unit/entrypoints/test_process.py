@@ -1,6 +1,8 @@
 """What every process does alike, with a service that the test plays."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -163,3 +165,74 @@ def test_standard_error_can_be_made_quiet(
     running.terminate()
     assert ended(running) == (0, "")
     assert " INFO    ready" in (kit / "logs" / "server.log").read_text()
+
+
+SHORT = """
+        import errno, os
+        from flplatform.core.errors import UnavailableError
+        if not kit.folder.joinpath('room').exists():
+            try:
+                raise OSError(errno.ENOSPC, 'No space', 'events.db')
+            except OSError as error:
+                raise UnavailableError('cannot be opened') from error
+"""
+
+
+def says(kit: Path, text: str) -> None:
+    until = time.monotonic() + 20
+    while text not in (kit / "logs" / "server.log").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def short(kit: Path, started: Callable[..., "subprocess.Popen[str]"]) -> "subprocess.Popen[str]":
+    (kit / "logs").mkdir()
+    (kit / "logs" / "server.log").touch()
+    running = started(make=SHORT.strip(), ready=False)
+    says(kit, "ERROR   cannot start yet: the disk is full: cannot be opened; below")
+    return running
+
+
+def test_a_shortage_at_the_start_is_waited_for(kit: Path, short: "subprocess.Popen[str]") -> None:
+    (kit / "room").touch()
+    says(kit, "INFO    ready: ")
+    assert json.loads((kit / "state" / "ready.json").read_bytes())["pid"] == short.pid
+    short.terminate()
+    code, errors = ended(short)
+    assert code == process.EXIT_STOPPED
+    assert "it tries again by itself until this has passed, next in 1 s" in errors
+
+
+def test_a_signal_ends_the_waiting_for_what_is_short(short: "subprocess.Popen[str]") -> None:
+    begun = time.monotonic()
+    short.terminate()
+    assert ended(short)[0] == process.EXIT_STOPPED
+    assert time.monotonic() - begun < 10
+
+
+def test_a_shortage_of_what_serves_already_is_no_crash(
+    kit: Path, started: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    """The file that says so needs room, too; the port that was bound is bound again."""
+    once = (
+        "import socket; self.s = socket.create_server(('127.0.0.1', int(self.port())));"
+        "first = not self.kit.folder.joinpath('first').exists();"
+        "self.kit.folder.joinpath('first').touch();"
+        "fail = lambda *_: (_ for _ in ()).throw(OSError(28, 'No space'));"
+        "process.write_atomic = fail if first else process.write_atomic"
+    )
+    port = kit / "port"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port.write_text(str(free.getsockname()[1]))
+    once = once.replace("self.port()", f"open({str(port)!r}).read()")
+    running = started(start=once)
+    running.terminate()
+    code, errors = ended(running)
+    assert code == process.EXIT_STOPPED
+    assert errors.count("cannot start yet: the disk is full") == 1
+
+
+def test_waiting_is_told_ever_more_rarely() -> None:
+    told = [number for number in range(1, 1000) if process._is_told(number)]
+    assert told == sorted({*(2**n for n in range(10)), *range(120, 1000, 120)})

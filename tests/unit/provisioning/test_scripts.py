@@ -129,6 +129,27 @@ def test_it_gives_up_after_five_quick_crashes(tmp_path: Path) -> None:
     assert "gave up after 5 crashes within 600 s: exit code 3\n" in output
 
 
+def test_what_it_says_may_find_no_room(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "((count < 3)) && exit 3; exit 0")
+    command = 'exec "$0" >/dev/full 2>&1'
+    done = subprocess.run(
+        ["bash", "-c", command, kit.folder / "startup" / "start.sh"],
+        env=kit.environment,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, len(kit.runs())) == (0, 3)
+
+
+def test_a_number_that_found_no_room_is_not_needed_to_stop(waiting: Kit) -> None:
+    process = waiting.start("--once")
+    waiting.await_runs(1)
+    time.sleep(0.1)
+    os.truncate(waiting.folder / "daemon.pid", 0)
+    assert waiting.stop(FLP_STOP_S="5").stdout == "stopped\n"
+    assert waiting.finish(process)[0] == 0
+
+
 def test_a_killed_program_counts_as_a_crash(tmp_path: Path) -> None:
     kit = Kit(tmp_path, "kill -KILL $$")
     code, output = kit.finish(kit.start())
@@ -175,6 +196,10 @@ def test_status(tmp_path: Path) -> None:
     (run,) = kit.await_runs(1)
     code, output = kit.finish(kit.start("--status"))
     assert (code, "not ready" in output, str(process.pid) in output) == (4, True, True)
+    (kit.folder / "logs").mkdir()
+    (kit.folder / "logs" / "site.log").write_text("2026 ERROR   cannot start yet\n")
+    code, output = kit.finish(kit.start("--status"))
+    assert output.endswith("not ready\nlast error: 2026 ERROR   cannot start yet\n")
     (kit.folder / "state").mkdir(exist_ok=True)
     (kit.folder / "state" / "ready.json").write_text('{"pid": 7, "fl_port": 8002}')
     code, output = kit.finish(kit.start("--status"))

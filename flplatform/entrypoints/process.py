@@ -53,6 +53,8 @@ TOLD_EVERY = 120
 """After so many such starts one in so many is told: about one in an hour."""
 ATTEMPTS = "FLP_SHORT_STARTS"
 """Variable that tells a process how often it was short of something since it was started."""
+ONE_PRESS_S = 1.0
+"""Signals within this time are one: Ctrl-C reaches a program and start.sh, which passes it on."""
 KIT_WATCH_S = 5.0
 """Pause between two looks whether the kit is still there."""
 
@@ -119,7 +121,7 @@ def _run(
     finally:
         ending.done()
     shortage = shortage_in(failure)
-    if shortage and not ending.asked_for:
+    if shortage and ending.asked_at is None:
         _await_shortage(kit.folder, shortage, failure, log.error)
     if isinstance(failure, FLError | OSError):
         log.error("cannot start: %s", failure)
@@ -183,11 +185,11 @@ class _Ending:
     """Bounds the time that ending takes, also if the event loop or a worker hangs.
 
     Attributes:
-        asked_for: whether a signal began it.
+        asked_at: when the first signal asked for it, by the event loop's clock.
     """
 
     def __init__(self) -> None:
-        self.asked_for = False
+        self.asked_at: float | None = None
         self._timer: threading.Timer | None = None
 
     def begin(self, code: int) -> None:
@@ -238,12 +240,13 @@ async def _serve(
         end_with(EXIT_RESTART if restart else EXIT_STOPPED)
 
     def on_signal() -> None:
-        if ended.done():  # the second signal does not wait for the drain
+        if ending.asked_at is None:
+            ending.asked_at = loop.time()
+            ending.begin(EXIT_STOPPED)  # starting may hang as well
+            end(False)
+        elif loop.time() > ending.asked_at + ONE_PRESS_S:  # the second does not wait for the drain
             logging.shutdown()
             os._exit(EXIT_FAILED)
-        ending.asked_for = True
-        ending.begin(EXIT_STOPPED)  # starting may hang as well
-        end(False)
 
     private_dir(kit.state_folder())
     ready = kit.state_folder() / READY_FILE

@@ -1,26 +1,21 @@
 """All runs: numbering, opening after a restart, finding and feeding them."""
 
 import asyncio
-import base64
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from flplatform.algorithms.codecs import check_codec
-from flplatform.algorithms.recipes import check_recipe
 from flplatform.algorithms.workflows import RunState, classify, decide, replay
 from flplatform.core import events as ev
 from flplatform.core.errors import (
     DataLossError,
     FailedPreconditionError,
     FLError,
-    InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
     UnavailableError,
 )
-from flplatform.core.job import check_targets
 from flplatform.core.messages import ModelRef, Task, TaskId
 from flplatform.core.model import Manifest
 from flplatform.core.ports import BlobStore, StateStore
@@ -44,6 +39,7 @@ from flplatform.server.retention import (
 )
 from flplatform.server.run_actor import RunActor
 from flplatform.server.shelf import Shelf
+from flplatform.server.submission import opened_by
 from flplatform.server.uploads import Uploads
 from flplatform.server.wording import describe, moment
 
@@ -198,37 +194,23 @@ class Runs:
             self._clients.denials.demand(who)
         if (run := self.submitted(submission_id, blob.digest)) is not None:
             return run
-        job = package.job
-        quorum = job.min_clients if min_clients is None else min_clients
-        check_targets(sites, quorum)
-        if quorum < 1:
-            raise InvalidArgumentError(f"is {quorum}; at least 1", field="min_clients")
-        initial = ev.Blob(digest=package.model.digest, size=package.model.size)
-        manifest = self._manifest(initial)
-        check_recipe(job, manifest, quorum)
-        for codec in (job.codec, job.codec_down):
-            check_codec(codec, manifest)
-        size = self._blobs.path(initial.digest).stat().st_size
-        if initial.size != size:
-            raise InvalidArgumentError(
-                f"is {initial.size}, the initial model has {size} bytes", field="model_size"
-            )
-        opened = ev.RunOpened(
-            run=0,
-            job=job,
-            job_blob=ev.Blob(digest=blob.digest, size=blob.size),
+        model = self._blobs.path(package.model.digest)
+        manifest = read_layout(model).manifest
+        opened = opened_by(
+            package,
+            submitter,
+            order=order,
             submission_id=submission_id,
-            submitter=submitter.name,
-            submitter_organisation=submitter.organisation,
-            order=base64.b64encode(order).decode(),
-            sites=tuple(sorted(sites)),
-            min_clients=quorum,
-            initial_model=initial,
+            blob=blob,
+            sites=sites,
+            min_clients=min_clients,
+            manifest=manifest,
+            model_bytes=model.stat().st_size,
         )
 
         async def work() -> int:
-            with self.retention.hold(blob.digest, initial.digest):
-                async with self.hands.encode(package.model, job.codec_down) as wire:
+            with self.retention.hold(blob.digest, package.model.digest):
+                async with self.hands.encode(package.model, package.job.codec_down) as wire:
                     named = ev.Blob(digest=wire.digest, size=wire.size) if wire else None
                     return await self._open_run(opened.model_copy(update={"wire": named}), manifest)
 

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import asdict
 from pathlib import Path
 

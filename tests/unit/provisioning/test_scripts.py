@@ -54,6 +54,8 @@ class Kit:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Who runs the tests in the background ignores it, and so would bash then.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def finish(self, process: "subprocess.Popen[str]") -> tuple[int, str]:

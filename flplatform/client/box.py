@@ -6,7 +6,8 @@
     box/state/                `context.state_dir`
 
 The site's parent follows no link in the box and takes *copies*: files that nobody else holds
-open, mapped or linked, so that what it checks is what it sends.
+open, mapped or linked, so that what it checks is what it sends. Whatever removes something that a
+job's code has made does so by `remove`.
 """
 
 import errno
@@ -20,6 +21,9 @@ from pathlib import Path
 from flplatform.client.frames import RESULT_FILE, STATE_FOLDER
 from flplatform.core.errors import InvalidArgumentError, ResourceExhaustedError
 from flplatform.files.durable import PRIVATE_DIR, PRIVATE_FILE, private_dir
+from flplatform.files.removal import empty, remove
+
+__all__ = ["MODEL_FILE", "Box", "copy_folder", "remove"]
 
 MODEL_FILE = "model.safetensors"
 MAX_DEPTH = 64
@@ -72,15 +76,14 @@ class Box:
         """
         copy_folder(self.box / STATE_FOLDER, private_dir(target), max_bytes)
 
-    def clear(self) -> None:
-        """Empty both folders.
+    def clear(self) -> int:
+        """Empty both folders; return the bytes of the files that were in the box.
 
         Raises:
             OSError: something cannot be deleted.
         """
-        for folder in (self.inbox, self.box):
-            for entry in folder.iterdir():
-                remove(entry)
+        empty(self.inbox)
+        return empty(self.box)
 
 
 def copy_folder(source: Path, target: Path, max_bytes: int) -> None:
@@ -93,36 +96,6 @@ def copy_folder(source: Path, target: Path, max_bytes: int) -> None:
     """
     with _opened(source) as folder:
         _copy_entries(folder, target, _Budget(max_bytes, "the state"), MAX_DEPTH)
-
-
-def remove(path: Path) -> None:
-    """Delete a file or folder, also if its owner took his own rights on it away.
-
-    Raises:
-        OSError: it cannot be deleted.
-    """
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    try:
-        shutil.rmtree(path)
-    except PermissionError:
-        with _opened(path.parent) as parent:
-            _unlock(parent, path.name)
-        shutil.rmtree(path)
-
-
-def _unlock(parent: int, name: str) -> None:
-    """Give the owner all rights on a folder and those in it, and on nothing that a link names."""
-    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        os.chmod(f"/proc/self/fd/{handle}", PRIVATE_DIR)
-    finally:
-        os.close(handle)
-    with _opened(name, parent) as folder, os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                _unlock(folder, entry.name)
 
 
 @contextmanager

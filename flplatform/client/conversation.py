@@ -155,7 +155,7 @@ class Conversation:
             return None
         self._writers[hello.rank] = writer
         self.peers[hello.rank] = None
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):  # no descriptor is left to look at it
             self.peers[hello.rank] = psutil.Process(pid)
         if self.begun:
             self._server.close()

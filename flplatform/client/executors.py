@@ -15,15 +15,14 @@ model, training, validating the trained one) is looked after by `client.run_proc
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
-
-import psutil
 
 import flplatform
 from flplatform.client import process_tree, ranks
@@ -49,14 +48,16 @@ from flplatform.client.state import USER_STATE, LocalScore, collect, current_sta
 from flplatform.core.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
-    FLError,
     InvalidArgumentError,
     ResourceExhaustedError,
 )
 from flplatform.core.messages import SUBMIT_MODEL, TRAIN, Task, TaskFailure
 from flplatform.core.model import MAX_HEADER_BYTES
 from flplatform.files.durable import private_dir, write_atomic
+from flplatform.files.scratch import Scratch
 from flplatform.files.threads import in_thread
+
+log = logging.getLogger(__name__)
 
 __all__ = ["JobCodeError", "Outcome", "RunProcess", "RunProcessCrashed", "RunSpec"]
 
@@ -95,7 +96,6 @@ class RunProcess:
         self._on_metric = on_metric
         self._folder = spec.folder.resolve()
         digest = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
-        self._prefix = f"flp-{digest}-"
         self.mark = f"{spec.site}/{spec.run}/{digest}"
         self.spent = False
         self._conversation: Conversation | None = None
@@ -103,6 +103,7 @@ class RunProcess:
         self._busy = False
         self._why = ""
         self._resources = contextlib.ExitStack()
+        self._scratch: Scratch | None = None
 
     async def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start the process and wait until the job's code is loaded; once per object.
@@ -127,7 +128,7 @@ class RunProcess:
             if failure is not None:
                 raise JobCodeError(failure)
         except BaseException as error:
-            await asyncio.shield(self.abort(0))
+            await _to_its_end(self.abort(0))
             if isinstance(error, TimeoutError):
                 message = f"the job's code was not loaded within {timeout_s:g} s"
                 raise DeadlineExceededError(message) from None
@@ -175,16 +176,21 @@ class RunProcess:
         SIGTERM to each process that runs the job's code; if it is not gone after `grace_s`
         seconds, SIGKILL to the whole tree: with the default nothing is left after ten seconds.
         A waiting `execute` raises RunProcessCrashed.
+
+        Without descriptors or threads it does what it can, and returns when it has them again and
+        has seen that nothing is left. Only the temporary folder may stay, see `sweep_scratch`.
         """
         self._why = self._why or "was ended"
-        if self._end is not None:
-            if grace_s > 0 and not self._end.done():
-                self._terminate()
-                await asyncio.wait({self._end}, timeout=grace_s)
-            if not self._end.done():
-                await self._tree.kill()
-            await asyncio.wait({self._end})
-        self._resources.close()
+        if self._end is None:  # it may run all the same, if it could not be looked after
+            await process_tree.end(self.mark)
+            await self._release()
+            return
+        if grace_s > 0 and not self._end.done():
+            self._terminate()
+            await asyncio.wait({self._end}, timeout=grace_s)
+        if not self._end.done():
+            await self._tree.kill()
+        await asyncio.wait({self._end})
 
     async def close(self, grace_s: float = 5.0) -> None:
         """Let the job's code end by itself (`receive()` returns None), then abort it."""
@@ -218,18 +224,19 @@ class RunProcess:
         library.symlink_to(_package())
         self._box = Box(self._folder)
         self._box.clear()
-        self._scratch = make_scratch(self._prefix)
-        self._resources.callback(_remove, self._scratch)
+        self._scratch = make_scratch(self._spec.kit, self._spec.run)
         self._log = RunLog(self._spec.log, on_lines=self._spec.on_lines)
         self._resources.callback(self._log.close)
 
     async def _spawn(self, level: Level) -> Conversation:
         spec = self._spec
         python = self._python
-        scratch, library = str(seen_at(level, self._scratch)), self._folder / "lib"
+        assert self._scratch is not None
+        outside, library = self._scratch.folder, self._folder / "lib"
+        scratch = str(seen_at(level, outside))
         shown = (library, _package(), spec.code, self._box.inbox, *interpreter_folders(python))
         mounts = Mounts(
-            scratch=self._scratch,
+            scratch=outside,
             read_only=(*shown, *spec.data.values()),
             writable=(self._box.box,),
             hidden=(spec.kit, self._folder, spec.state, *spec.hidden),
@@ -240,18 +247,18 @@ class RunProcess:
             argv = ranks.torchrun(python, spec.processes, argv)
             variables |= ranks.variables(spec.processes)
         secret, note = secrets.token_hex(16), self._log.note
-        write_atomic(self._scratch / SECRET, secret.encode())
+        write_atomic(outside / SECRET, secret.encode())
         conversation = Conversation(
             self._start_frame(), secret, self._on_phase, self._on_metric, note
         )
-        await conversation.listen(self._scratch / SOCKET, self._scratch / SECRET)
+        await conversation.listen(outside / SOCKET, outside / SECRET)
         self._resources.callback(conversation.close)
         what = f"{spec.processes} processes start" if spec.processes > 1 else "process starts"
         note(f"{what}, isolation {level.name}")
         self._tree = await ProcessTree.start(
             command(level, mounts, argv),
             environment=variables,
-            folder=self._scratch,
+            folder=outside,
             mark=self.mark,
             on_output=self._log.feed,
         )
@@ -279,8 +286,22 @@ class RunProcess:
         if not conversation.begun and tail:
             why += f" before it began: {tail.splitlines()[-1]:.300}"
         self._log.note(why)
-        self._resources.close()
+        await self._release()
         return RunProcessCrashed(why, tail)
+
+    async def _release(self) -> None:
+        """Give up what the process was given; no process of the tree is left."""
+        with contextlib.suppress(OSError):
+            self._resources.close()
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            try:
+                await in_thread(scratch.close)
+            except OSError as error:
+                log.warning("%s stays for now: %s", scratch.folder, error)
+            except ResourceExhaustedError as error:  # no thread has begun it
+                os.close(scratch.lock)
+                log.warning("%s stays for now: %s", scratch.folder, error)
 
     def _start_frame(self) -> Start:
         spec = self._spec
@@ -380,10 +401,9 @@ class RunProcess:
         peers = self._conversation.peers.values() if self._conversation else ()
         processes = [process for process in peers if process is not None]
         for process in processes:
-            with contextlib.suppress(psutil.Error):
-                process.terminate()
+            process_tree.ask_to_end(process)
         if not processes:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):
                 self._tree.terminate()
 
 
@@ -396,9 +416,18 @@ def _make_empty(work: Path) -> None:
     private_dir(work)
 
 
-def _remove(scratch: Path) -> None:
-    with contextlib.suppress(OSError, FLError):  # it lies in a temporary folder
-        remove(scratch)
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for `work`, however often the caller is cancelled; then he is."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 def _describe(status: int) -> str:

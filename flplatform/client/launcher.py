@@ -113,9 +113,10 @@ def _wait(child: int, sweep: bool) -> NoReturn:
     with contextlib.suppress(ChildProcessError):
         pause_s = LOOK_AGAIN_S[0]
         while sweep:  # orphans come back to this process, so that none gets away
-            for pid in _descendants():
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):  # no descriptor is left to look for them
+                for pid in _descendants():
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
             # One may have been passed over, its parent gone while /proc was read: look again.
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
                 time.sleep(pause_s)

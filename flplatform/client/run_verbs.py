@@ -1,13 +1,15 @@
 """`delete_run_number`: removes what is left of an ended run at this site."""
 
 import asyncio
-import shutil
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from flplatform.client.box import remove
 from flplatform.client.verbs import Asked, Body, SiteVerb, Submitter, everyone
 from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError
+from flplatform.files.threads import in_thread
 from flplatform.security.identity import Identity
 
 DELETE = "delete_run_number"
@@ -47,7 +49,7 @@ def delete_verb(runs: Runs, logs: Path, folders: Path) -> SiteVerb:
             raise FailedPreconditionError(
                 f"run {run} is still at work here: its log stays", rule="run_ended"
             ) from None
-        return await asyncio.to_thread(_remove, run, logs, folders)
+        return await in_thread(_remove, run, logs, folders)
 
     def submitter(_signer: Identity, argv: Sequence[str]) -> Submitter:
         return runs.submitter(_number(argv))
@@ -61,7 +63,8 @@ def _remove(run: int, logs: Path, folders: Path) -> Body:
     size = sum(path.stat().st_size for path in files)
     for path in files:
         path.unlink(missing_ok=True)
-    shutil.rmtree(folders / f"run-{run}", ignore_errors=True)
+    with contextlib.suppress(OSError):  # the next start of the site looks at it again
+        remove(folders / f"run-{run}")
     return {"files": len(files), "bytes": size}
 
 

@@ -8,10 +8,11 @@ processes but the job's. The tool is bubblewrap, or else the kernel itself by `c
 with other processes of the same user. Only its end is guaranteed.
 """
 
-import contextlib
 import functools
 import glob
+import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -22,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from flplatform.client.box import remove
 from flplatform.core.config import Environment, Isolation
-from flplatform.core.errors import FLError
+from flplatform.files.scratch import DRAWN, Scratch, open_scratch, sweep
+
+log = logging.getLogger(__name__)
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 SCRATCH_AT = Path("/tmp")  # noqa: S108 - the job's own /tmp
@@ -85,23 +87,49 @@ def command(level: Level, mounts: Mounts, argv: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(plan), *argv]
 
 
-def make_scratch(prefix: str) -> Path:
+def make_scratch(kit: Path, run: int) -> Scratch:
     """Make a private temporary folder, with a path short enough for a unix socket in it.
 
-    What a predecessor with the same prefix left behind is deleted.
+    What a predecessor of the same run has left behind is deleted.
 
     Raises:
         OSError: there is no place for one.
     """
-    for parent in dict.fromkeys((tempfile.gettempdir(), str(SCRATCH_AT))):
-        for leftover in Path(parent).glob(f"{prefix}*"):
-            with contextlib.suppress(OSError, FLError):
-                remove(leftover)
-        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
-        if len(os.fsencode(scratch)) <= MAX_SCRATCH_PATH:
+    prefix = f"{_scratch_prefix(kit)}{run}-"
+    for place in _scratch_places():
+        sweep(place, prefix + "?" * DRAWN)
+        scratch = open_scratch(place, prefix)
+        if len(os.fsencode(scratch.folder)) <= MAX_SCRATCH_PATH:
             return scratch
-        scratch.rmdir()
-    raise OSError(f"the path of {scratch} is too long for a unix socket")
+        scratch.close()
+    raise OSError(f"the path of {scratch.folder} is too long for a unix socket")
+
+
+def sweep_scratch(kit: Path, run: int | None = None) -> None:
+    """Delete the temporary folders of a site's run processes that are dead; blocks.
+
+    That of a process that another one has started stays until that one is dead, too.
+
+    Args:
+        kit: the site's kit folder.
+        run: only those of this run.
+    """
+    middle = "*" if run is None else f"{run}-"
+    for place in _scratch_places():
+        try:
+            sweep(place, f"{_scratch_prefix(kit)}{middle}" + "?" * DRAWN)
+        except OSError as error:
+            log.warning("%s: what run processes have left there stays: %s", place, error)
+
+
+def _scratch_prefix(kit: Path) -> str:
+    """Return how the names of all temporary folders of a kit begin."""
+    return f"flp-{hashlib.sha256(os.fsencode(kit.resolve())).hexdigest()[:16]}-"
+
+
+def _scratch_places() -> list[Path]:
+    places = (tempfile.gettempdir(), SCRATCH_AT)
+    return list(dict.fromkeys(Path(place).resolve() for place in places))
 
 
 def seen_at(level: Level, scratch: Path) -> Path:

@@ -118,28 +118,35 @@ class SiteRun:
         """
         async with self.turn:
             self.round = task.id.round
-            for crashes in range(1, MAX_CRASHES + 1):
+            try:
+                return await self._repeat(task, model, work)
+            except asyncio.CancelledError:
                 try:
-                    found = await persist(
-                        str(task.id),
-                        lambda: self.troubles.watch(lambda: self._try(task, model, work)),
-                        self._kit.site.backoff_max_s,
-                    )
-                    if isinstance(found, RunProcessCrashed):
-                        raise found
-                    return found
-                except RunProcessCrashed as error:
-                    log.warning("run %d: %s crashed (%d): %s", self.run, task.id, crashes, error)
-                    self.troubles.held_up = f"crashed {crashes} of {MAX_CRASHES}"
-                    last = _last_words(error.log_tail)
-                    self.troubles.note(f"{error}: {last}" if last else str(error))
-                    await self.abort()
-                    if crashes == MAX_CRASHES:
-                        raise
-                except asyncio.CancelledError:
                     await asyncio.shield(self.abort())
+                except Exception:  # whatever it is: who was withdrawn has not failed
+                    log.exception("run %d: its process may not have ended", self.run)
+                raise
+
+    async def _repeat(self, task: Task, model: Path | None, work: Path) -> Outcome | TaskFailure:
+        for crashes in range(1, MAX_CRASHES + 1):
+            try:
+                found = await persist(
+                    str(task.id),
+                    lambda: self.troubles.watch(lambda: self._try(task, model, work)),
+                    self._kit.site.backoff_max_s,
+                )
+                if isinstance(found, RunProcessCrashed):
+                    raise found
+                return found
+            except RunProcessCrashed as error:
+                log.warning("run %d: %s crashed (%d): %s", self.run, task.id, crashes, error)
+                self.troubles.held_up = f"crashed {crashes} of {MAX_CRASHES}"
+                last = _last_words(error.log_tail)
+                self.troubles.note(f"{error}: {last}" if last else str(error))
+                await self.abort()
+                if crashes == MAX_CRASHES:
                     raise
-            raise AssertionError("unreachable")
+        raise AssertionError("unreachable")
 
     async def _try(
         self, task: Task, model: Path | None, work: Path
@@ -178,10 +185,7 @@ class SiteRun:
     def _clear(self, work: Path) -> int:
         """Remove what tries before have left, in the box and beside it; return its bytes."""
         remove(work)
-        box = Box(self.folder / PROCESS_FOLDER)
-        left = sum(path.lstat().st_size for path in box.box.rglob("*") if path.is_file())
-        box.clear()
-        return left
+        return Box(self.folder / PROCESS_FOLDER).clear()
 
     async def warm_up(self) -> None:
         """Start the run process before its first task."""

@@ -6,7 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Generic, ParamSpec, TypeVar
 
 from flplatform.core.errors import ResourceExhaustedError
 
@@ -19,6 +21,52 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class _Once(Generic[T]):
+    """Work that is begun once, or given up before.
+
+    An executor that can start no thread says so and keeps the work in its queue: whichever thread
+    comes by does it, also after it was tried again.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self.future: Future[T] = Future()
+
+    def __call__(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self._work())
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            self.future.set_exception(error)
+
+
+class Workers(ThreadPoolExecutor):
+    """A pool in which work is begun once or refused; with any thread at all it is begun."""
+
+    _alive = False
+
+    def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """See `Executor.submit`.
+
+        Raises:
+            ResourceExhaustedError: no thread can be started, and none was before.
+        """
+        once = _Once(partial(self._do, partial(work, *args, **kwargs)))
+        try:
+            super().submit(once)
+        except RuntimeError as error:
+            if not _no_thread(error):
+                raise
+            if not self._alive and once.future.cancel():
+                raise _shortage() from error
+        return once.future
+
+    def _do(self, work: Callable[[], T]) -> T:
+        self._alive = True  # a thread of this pool: they never end
+        return work()
+
+
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do work in a thread, as `asyncio.to_thread` does, but to its end.
 
@@ -28,7 +76,7 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     Raises:
         ResourceExhaustedError: no thread can be started now.
     """
-    future = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    future = asyncio.ensure_future(_through(_Once(partial(work, *args, **kwargs))))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -39,9 +87,27 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
             log.warning("not finished before it was cancelled: %s", error)
         raise
     except RuntimeError as error:
-        if "start new thread" in str(error):
-            raise ResourceExhaustedError("no thread can be started", rule="processes") from error
+        if _no_thread(error):
+            raise _shortage() from error
         raise
+
+
+async def _through(once: _Once[T]) -> T:
+    try:
+        await asyncio.to_thread(once)
+    except RuntimeError as error:
+        if not _no_thread(error) or once.future.cancel():
+            raise
+        await asyncio.wait([asyncio.wrap_future(once.future)])  # another thread is doing it
+    return once.future.result()
+
+
+def _no_thread(error: RuntimeError) -> bool:
+    return "start new thread" in str(error)
+
+
+def _shortage() -> ResourceExhaustedError:
+    return ResourceExhaustedError("no thread can be started", rule="processes")
 
 
 def give_way() -> None:

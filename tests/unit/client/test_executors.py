@@ -1,6 +1,8 @@
 """Real run processes: what they bring back, and that nothing of them is left."""
 
 import asyncio
+import contextlib
+import hashlib
 import os
 import signal
 import socket
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -16,13 +19,19 @@ import pytest
 
 from flplatform.client import executors, process_tree
 from flplatform.client.executors import JobCodeError, Outcome, RunProcess, RunProcessCrashed
-from flplatform.client.sandbox import Level
+from flplatform.client.sandbox import Level, sweep_scratch
 from flplatform.core.config import Environment
-from flplatform.core.errors import DeadlineExceededError, FailedPreconditionError
+from flplatform.core.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    ResourceExhaustedError,
+)
 from flplatform.core.job import Watch
 from flplatform.core.messages import TaskFailure
+from flplatform.files import scratch
 from flplatform.files.modelfile import load
 from tests.support.jobs import ECHO, Site, left, running
+from tests.unit.client.test_process_tree import ends, no_descriptor
 
 SCRIPT = """
 from flplatform.client.api import receive, send
@@ -282,20 +291,26 @@ def test_the_end_of_the_parent_is_the_end_of_all(site, isolation, end, seconds):
     process = RunProcess(spec)
     assert left(process, 5) == []
     assert eventually(lambda: not strays(seconds))
-    # Only a folder is left, for the successor to find.
-    assert len(scratches(process)) == 1
+    # Only a folder is left, for the successor to find, or for the site if there is none.
+    (left_over,) = scratches(site)
+    if end == "gil":
+        sweep_scratch(site.kit)
+        assert scratches(site) == []
 
     async def run():
-        async with running(site.spec(isolation=isolation)) as successor:
-            assert len(scratches(successor)) == 1
+        async with running(site.spec(isolation=isolation)):
+            (folder,) = scratches(site)
+            assert folder != left_over
+            sweep_scratch(site.kit)
+            assert folder.exists()
 
     asyncio.run(run())
-    assert scratches(process) == []
+    assert scratches(site) == []
 
 
-def scratches(process):
-    digest = process.mark.rpartition("/")[2]
-    return list(Path(tempfile.gettempdir()).glob(f"flp-{digest}-*"))
+def scratches(site):
+    digest = hashlib.sha256(os.fsencode(site.kit)).hexdigest()[:16]
+    return list(Path(tempfile.gettempdir()).glob(f"flp-{digest}-7-*"))
 
 
 def test_hanging_up_ends_the_process_while_it_works(site, isolation):
@@ -531,3 +546,140 @@ def test_nothing_is_left_in_the_temporary_folder(site, monkeypatch):
     asyncio.run(run())
     assert list(short.iterdir()) == []
     short.rmdir()
+
+
+LITTER = """
+import os, time
+
+def train(model, context):
+    for n in range(3000):
+        open(f"{os.environ['TMPDIR']}/{n}", "w").close()
+    os.mkdir(f"{os.environ['TMPDIR']}/locked", 0o500)
+    print("all there", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_the_temporary_folder_is_removed_beside_the_loop_and_awaited(site, monkeypatch):
+    """While it is removed, everything else goes on; who has ended the process waits for it."""
+    reached, go_on = threading.Event(), threading.Event()
+    close = scratch.Scratch.close
+
+    def held_up(self):
+        reached.set()
+        assert go_on.wait(20)
+        close(self)
+
+    monkeypatch.setattr(scratch.Scratch, "close", held_up)
+
+    async def run():
+        process = RunProcess(site.spec(LITTER))
+        await process.start(30)
+        task = asyncio.create_task(site.do(process, "train", site.model()))
+        await printed(site, "all there")
+        aborting = asyncio.create_task(process.abort(1))
+        async with asyncio.timeout(20):
+            while not reached.is_set():
+                await asyncio.sleep(0.01)
+        assert not aborting.done()
+        assert len(scratches(site)) == 1
+        go_on.set()
+        await asyncio.wait_for(aborting, 20)
+        assert scratches(site) == []
+        with pytest.raises(RunProcessCrashed):
+            await task
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("short_of", ["descriptors", "threads"])
+def test_a_temporary_folder_that_cannot_be_removed_is_left_to_the_next(site, monkeypatch, short_of):
+    in_thread = executors.in_thread
+
+    def refused(_):
+        raise OSError(24, "Too many open files")
+
+    async def no_thread(work, *args):
+        if work.__name__ == "close":
+            raise ResourceExhaustedError("no thread can be started")
+        return await in_thread(work, *args)
+
+    async def run():
+        with monkeypatch.context() as patch:
+            if short_of == "threads":
+                patch.setattr(executors, "in_thread", no_thread)
+            else:
+                patch.setattr(scratch, "remove", refused)
+            async with running(site.spec()):
+                (left_over,) = scratches(site)
+        assert left_over.exists()
+        async with running(site.spec()):
+            assert not left_over.exists()
+
+    asyncio.run(run())
+
+
+SLEEPS = "import time\ndef train(model, context):\n    print('at work')\n    time.sleep(1000)"
+DEAF = """
+import signal, time
+
+def train(model, context):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("at work", flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(("code", "grace_s"), [(SLEEPS, 20.0), (DEAF, 0.2)], ids=["ends", "deaf"])
+def test_an_abort_without_descriptors_ends_all(site, isolation, code, grace_s):
+    async def run():
+        process = RunProcess(site.spec(code, isolation=isolation))
+        await process.start(30)
+        task = asyncio.create_task(site.do(process, "train", site.model()))
+        await printed(site, "at work")
+        found = process_tree.find(process.mark)
+        assert len(found) >= 2
+        with ends(found) as ended, no_descriptor() as release:
+            aborting = asyncio.create_task(process.abort(grace_s))
+            async with asyncio.timeout(15):
+                while not ended():
+                    await asyncio.sleep(0.02)
+            release()
+            await asyncio.wait_for(aborting, 15)
+        with pytest.raises(RunProcessCrashed):
+            await task
+        assert left(process) == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("cancels", [0, 3])
+def test_a_start_that_fails_ends_what_it_finds_whatever_is_short(site, monkeypatch, cancels):
+    """It returns only when nothing is left of a predecessor, however often it is cancelled."""
+
+    async def run():
+        process = RunProcess(site.spec())
+        mark = process.mark
+        with (
+            subprocess.Popen(["sleep", "1000"], env={process_tree.MARK: mark}) as stray,
+            contextlib.ExitStack() as stack,
+        ):
+            stack.callback(stray.kill)
+            while not process_tree.find(mark):
+                await asyncio.sleep(0.01)
+            with no_descriptor() as release:
+                starting = asyncio.create_task(process.start(30))
+                for _ in range(cancels):
+                    await asyncio.wait({starting}, timeout=0.1)
+                    starting.cancel()
+                await asyncio.wait({starting}, timeout=0.3)
+                assert not starting.done()
+                assert stray.poll() is None
+                release()
+                await asyncio.wait({starting}, timeout=15)
+                kind = asyncio.CancelledError if cancels else ResourceExhaustedError
+                with pytest.raises(kind):
+                    await starting
+            assert stray.wait(0) == -signal.SIGKILL
+
+    asyncio.run(run())

@@ -117,6 +117,36 @@ def test_an_ordinary_user_gets_the_same():
         assert (folder / "scratch" / "mine").exists()
 
 
+WITHOUT_DESCRIPTORS = """
+import importlib.util, os, resource, signal, subprocess, sys
+spec = importlib.util.spec_from_file_location("launcher", sys.argv[1])
+launcher = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launcher)
+launcher._prctl(launcher.PR_SET_CHILD_SUBREAPER, 1)
+look, looked = launcher._descendants, []
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+def without():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3 if len(looked) < 2 else limits[0], limits[1]))
+    looked.append(1)
+    return look()
+
+launcher._descendants = without
+child = subprocess.Popen(["/bin/sh", "-c", "sleep 86304 & exec sleep 86304"])
+while len(look()) < 2:
+    pass
+signal.signal(signal.SIGTERM, launcher._stop)
+os.kill(child.pid, signal.SIGKILL)
+launcher._wait(child.pid, True)
+"""
+
+
+def test_a_launcher_without_descriptors_looks_until_nothing_is_left():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DESCRIPTORS, LAUNCHER], timeout=10)
+    assert done.returncode == 137
+    assert sleeping("86304") == []
+
+
 PASSES_OVER = """
 import importlib.util, os, signal, subprocess, sys
 spec = importlib.util.spec_from_file_location("launcher", sys.argv[1])

@@ -198,7 +198,7 @@ def test_ranks_do_each_task_together(site, isolation, torchrun_is_faked):
             assert metrics == [("rank", 0.0, None)] * 2
             validated = await site.do(process, "validate.global", site.model("other"))
             assert validated == Outcome(None, 2, {"total": 0.0}, {}, 0)
-            assert list(process._scratch.glob("secret")) == []
+            assert list(process._scratch.folder.glob("secret")) == []
 
     asyncio.run(run())
     assert "3 processes start" in site.log.read_text()
@@ -291,6 +291,7 @@ def test_an_abort_ends_every_rank_and_what_they_started(site, isolation, torchru
             # too, and what is being executed shows its mark only when it runs.
             while len(process_tree.find(process.mark)) < 8:
                 await asyncio.sleep(0.02)
+            scratch = str(process._scratch.folder)
             began = time.monotonic()
             await process.abort(4)
             assert time.monotonic() - began < 4
@@ -298,7 +299,7 @@ def test_an_abort_ends_every_rank_and_what_they_started(site, isolation, torchru
             with pytest.raises(RunProcessCrashed, match="was ended"):
                 await doing
             ps = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-            assert str(process._scratch) not in ps.stdout
+            assert scratch not in ps.stdout
 
     asyncio.run(asyncio.wait_for(run(), 60))
 

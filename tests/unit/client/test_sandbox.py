@@ -21,6 +21,7 @@ from flplatform.client.sandbox import (
     interpreter_folders,
     make_scratch,
     seen_at,
+    sweep_scratch,
 )
 from flplatform.core.config import Environment
 
@@ -146,20 +147,50 @@ def test_a_tool_that_hangs_is_none(monkeypatch):
 
 
 def test_scratch(tmp_path, monkeypatch):
-    long = tmp_path / ("x" * 80)
+    kit, long = tmp_path / "kit", tmp_path / ("x" * 80)
     long.mkdir()
-    (tmp_path / "flp-test-old").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    scratch = make_scratch("flp-test-")
-    assert list(tmp_path.glob("flp-test-*")) == [scratch]
-    assert scratch.stat().st_mode & 0o777 == 0o700
+    before = make_scratch(kit, 7)
+    os.close(before.lock)  # as when its process dies
+    scratch = make_scratch(kit, 7)
+    assert list(tmp_path.glob("flp-*")) == [scratch.folder]
+    assert scratch.folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    short = make_scratch("flp-test-")
-    assert short.parent == Path("/tmp")
+    short = make_scratch(kit, 7)
+    assert short.folder.parent == Path("/tmp")
     assert list(long.iterdir()) == []
-    short.rmdir()
-    assert seen_at(NONE, scratch) == scratch
-    assert seen_at(Level("sandbox", "bubblewrap"), scratch) == Path("/tmp")
+    short.close()
+    assert not short.folder.exists()
+    assert seen_at(NONE, scratch.folder) == scratch.folder
+    assert seen_at(Level("sandbox", "bubblewrap"), scratch.folder) == Path("/tmp")
+    scratch.close()
+
+
+def test_only_what_the_dead_have_left_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kit, other = tmp_path / "kit", tmp_path / "other"
+    places = [(kit, 7), (kit, 7), (kit, 77), (other, 7)]
+    scratches = [make_scratch(*place) for place in places]
+    made = [scratch.folder for scratch in scratches]
+    for scratch in scratches[1:]:
+        os.close(scratch.lock)
+    (made[1] / "locked").mkdir(0o500)
+    sweep_scratch(kit, 7)
+    assert [folder.exists() for folder in made] == [True, False, True, True]
+    sweep_scratch(kit)
+    assert [folder.exists() for folder in made] == [True, False, False, True]
+    sweep_scratch(other, 1)
+    assert made[3].exists()
+    scratches[0].close()
+
+
+def test_a_place_that_cannot_be_listed_is_left_alone(tmp_path, monkeypatch, caplog):
+    def none_left(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(sandbox, "sweep", none_left)
+    sweep_scratch(tmp_path)
+    assert "Too many open files" in caplog.text
 
 
 def test_interpreter_folders(tmp_path):

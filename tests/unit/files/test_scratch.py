@@ -1,10 +1,16 @@
 """Temporary folders end with their block, or with the next process that needs one."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from flplatform.files import scratch
 from flplatform.files.scratch import scratch_folder
+from tests.unit.files.test_removal import DEPTH, dig
 
 KILLED = """
 import os, sys
@@ -53,3 +59,26 @@ def test_what_the_dead_have_left_is_cleared_and_what_the_living_hold_is_not(
             )
             assert (kept / "job").exists()
         living.kill()
+
+
+def test_a_process_that_has_run_out_of_descriptors_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: Path) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(scratch, "enter", none_left)
+    with pytest.raises(OSError, match="Too many"):
+        scratch.open_scratch(tmp_path, "fl-test-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_nested_deep_is_removed(tmp_path: Path) -> None:
+    with scratch_folder("fl-test-", tmp_path) as folder:
+        dig(folder, DEPTH)
+    assert list(tmp_path.iterdir()) == []
+    made = scratch.open_scratch(tmp_path, "fl-test-")
+    dig(made.folder, DEPTH)
+    os.close(made.lock)  # as at the end of its process
+    scratch.sweep(tmp_path, "fl-test-*")
+    assert list(tmp_path.iterdir()) == []

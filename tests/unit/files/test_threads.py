@@ -5,11 +5,12 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from flplatform.core.errors import ResourceExhaustedError
-from flplatform.files.threads import GIVE_WAY, give_way, in_thread
+from flplatform.files.threads import GIVE_WAY, Workers, give_way, in_thread
 
 
 def test_it_returns_and_raises_as_the_work_does() -> None:
@@ -82,6 +83,88 @@ def test_no_thread_left_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _fail() -> None:
     raise RuntimeError("another")
+
+
+def _no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_work_that_was_refused_is_not_done_by_whoever_comes_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is tried again by then: what must not be done twice would be, at the same time."""
+    done: list[str] = []
+
+    async def scene() -> None:
+        with monkeypatch.context() as patch:
+            _no_more_threads(patch)
+            with pytest.raises(ResourceExhaustedError):
+                await in_thread(done.append, "refused")
+        await in_thread(done.append, "accepted")
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    asyncio.run(scene())
+    assert done == ["accepted"]
+
+
+def test_work_that_was_begun_though_no_thread_could_be_started_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread that became free in between has taken it."""
+    begun, go = threading.Event(), threading.Event()
+
+    def work() -> int:
+        begun.set()
+        assert go.wait(10)
+        return 7
+
+    async def scene() -> None:
+        real = asyncio.to_thread
+
+        async def to_thread(once: Callable[[], None]) -> None:
+            threading.Thread(target=once).start()
+            assert begun.wait(10)
+            asyncio.get_running_loop().call_soon(go.set)
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(asyncio, "to_thread", to_thread)
+        assert await in_thread(work) == 7
+        monkeypatch.setattr(asyncio, "to_thread", real)
+
+    asyncio.run(scene())
+
+
+def test_a_pool_refuses_work_only_if_it_has_no_thread_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        begun.set()
+        return go.wait(10)
+
+    with Workers(2) as pool:
+        with monkeypatch.context() as patch:
+            _no_more_threads(patch)
+            with pytest.raises(ResourceExhaustedError, match="no thread can be started"):
+                pool.submit(done.append, "refused")
+        first = pool.submit(wait)
+        assert begun.wait(10)
+        with monkeypatch.context() as patch:
+            _no_more_threads(patch)
+            second = pool.submit(done.append, "later")
+            go.set()
+            second.result(10)
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(divmod, 7, 0).result(10)
+    assert first.result()
+    assert done == ["later"]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(int)
 
 
 @pytest.mark.may_skip

@@ -16,7 +16,7 @@ from flplatform.client.policy import Policy
 from flplatform.client.policy_file import PolicyFile
 from flplatform.client.requests import RequestAgent, basic_verbs
 from flplatform.client.run_verbs import delete_verb
-from flplatform.client.sandbox import available_level
+from flplatform.client.sandbox import available_level, sweep_scratch
 from flplatform.client.seen import SeenIds
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.shell import SiteShell
@@ -35,6 +35,7 @@ from flplatform.files.counters import watch_loop
 from flplatform.files.durable import private_dir
 from flplatform.files.loops import supervise
 from flplatform.files.system import system_info
+from flplatform.files.threads import in_thread
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.audit import AuditLog, KitSeal
 from flplatform.security.identity import TrustStore
@@ -74,7 +75,8 @@ class SiteClient:
         )
         self._policy_file = PolicyFile(kit.folder / "local" / "policy.yml", kit.local.site_policy)
         policy = Policy(kit, level.name, self._denials.denials, lambda: self._policy_file.policy)
-        blobs = FileBlobStore(folder / "blobs", kit.local.resources.reserve_bytes)
+        reserve_bytes = kit.local.resources.reserve_bytes
+        blobs = FileBlobStore(folder / "blobs", reserve_bytes, copies=True)
         self._blobs = blobs
         self._downloads = Troubles()
         self._session = Session(kit, level.name, lambda: self._runs.numbers())
@@ -173,7 +175,8 @@ class SiteClient:
             "loop": watch_loop(self._tasks.counters.took),
             "policy": self._keep_policy_fresh(),
         }
-        self._loops = supervise(loops, self._end)
+        sweeping = in_thread(sweep_scratch, self._kit.folder)
+        self._loops = [*supervise(loops, self._end), asyncio.create_task(sweeping, name="sweep")]
         return {"isolation": self._isolation}
 
     async def stop(self) -> None:
@@ -194,7 +197,7 @@ class SiteClient:
     async def _beat(self) -> None:
         reports = [
             pb.RunReport(run=run, round=number, phase=phase, since_s=since, isolation=isolation)
-            for run, number, phase, since, isolation in (r.report() for r in self._runs.all())
+            for run, number, phase, since, isolation in self._runs.reports()
         ]
         await self._session.training("Heartbeat", pb.HeartbeatRequest(runs=reports))
         await asyncio.sleep(self._session.heartbeat_s)
@@ -260,8 +263,8 @@ class SiteClient:
     def _status(self) -> Mapping[str, Any]:
         days = (self._kit.identity.not_after - datetime.now(UTC)).total_seconds() / 86400
         runs: list[dict[str, Any]] = []
-        for each in self._runs.all():
-            run, number, phase, since, isolation = each.report()
+        processes = {each.run: each.plan.processes for each in self._runs.all()}
+        for run, number, phase, since, isolation in self._runs.reports():
             report = {"run": run, "round": number, "phase": phase, "since_s": since}
-            runs.append({**report, "isolation": isolation, "processes": each.plan.processes})
+            runs.append({**report, "isolation": isolation, "processes": processes.get(run, 0)})
         return {"isolation": self._isolation, "runs": runs, "certificate_days": days}

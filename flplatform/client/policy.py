@@ -26,6 +26,10 @@ Purpose: TypeAlias = Literal["train", "validate"]
 """What a start order allows; see `security.signing.StartOrder`."""
 
 
+class DatasetAbsentError(PermissionDeniedError):
+    """Nothing lies where a dataset is mapped to, as before its disk is mounted: it may pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a job gets at this site.
@@ -131,7 +135,7 @@ class Policy:
         demand(decide_dataset(name, dataset.allow, request), request)
         path = (self._kit.folder / dataset.path).resolve()
         if not path.exists():
-            raise PermissionDeniedError(
+            raise DatasetAbsentError(
                 f"dataset {name!r} is mapped to a path that does not exist",
                 rule=f"datasets.yml: {name}",
             )

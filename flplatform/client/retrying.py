@@ -6,7 +6,12 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from flplatform.core.errors import InternalError, ResourceExhaustedError, UnavailableError
+from flplatform.core.errors import (
+    FLError,
+    InternalError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from flplatform.files.shortage import explaining_shortage
 
 log = logging.getLogger(__name__)
@@ -38,6 +43,11 @@ def level_of(attempt: int) -> int:
     return logging.WARNING if told else logging.DEBUG
 
 
+def is_of_space(error: BaseException) -> bool:
+    """Return whether an error came for want of space on a disk, this site's or the server's."""
+    return isinstance(error, ResourceExhaustedError) and error.rule in ("disk", "reserve_bytes")
+
+
 async def persist(what: str, step: Callable[[], Awaitable[T]], longest_s: float) -> T:
     """Do `step` until it fails neither by connection nor server nor a shortage of this machine.
 
@@ -60,3 +70,39 @@ async def persist(what: str, step: Callable[[], Awaitable[T]], longest_s: float)
             tries = f"try {attempt} failed, next in {pause:.1f} s"
             log.log(level_of(attempt), "%s: %s: %s", what, tries, error)
             await asyncio.sleep(pause)
+
+
+async def insist(
+    what: str, step: Callable[[], Awaitable[object]], longest_s: float, ending: asyncio.Event
+) -> bool:
+    """Do `step` until it does not fail, whatever with: for what must be done in the end.
+
+    Args:
+        what: names it in the log.
+        step: what is done; the same again goes on from where it failed.
+        longest_s: longest pause between two tries.
+        ending: set when this process ends: there is no further try.
+
+    Returns:
+        Whether it is done.
+    """
+    attempt = 0
+    while True:
+        try:
+            with explaining_shortage():
+                await step()
+            return True
+        except Exception as error:  # noqa: BLE001 - it must be done whatever comes
+            pause = backoff_s(attempt, longest_s)
+            attempt += 1
+            defect = None if isinstance(error, FLError | OSError) else error
+            level = logging.ERROR if attempt == 1 else level_of(attempt)
+            tries = f"try {attempt} failed, next in {pause:.1f} s"
+            log.log(level, "%s: %s: %s", what, tries, error, exc_info=defect)
+        if ending.is_set():
+            return False
+        try:
+            async with asyncio.timeout(pause):
+                await ending.wait()
+        except TimeoutError:
+            continue

@@ -2,51 +2,51 @@
 
 import asyncio
 import base64
-import json
 import logging
-import shutil
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flplatform.client.ending import Endings, Seats
 from flplatform.client.executors import RunProcessCrashed
 from flplatform.client.policy import Plan, Policy
 from flplatform.client.requests import StartBody
+from flplatform.client.resuming import Restored, Resumer, WaitingRun, signed_bytes
 from flplatform.client.retrying import persist
+from flplatform.client.run_folders import RunFolders
+from flplatform.client.sandbox import sweep_scratch
 from flplatform.client.site_run import RunRecord, SiteRun
 from flplatform.client.spool import Spool
+from flplatform.client.starts import Start, Starts
 from flplatform.client.troubles import Troubles
 from flplatform.client.verbs import Submitter
 from flplatform.core.errors import (
-    DataLossError,
     FLError,
     InvalidArgumentError,
     PermissionDeniedError,
+    UnavailableError,
 )
-from flplatform.core.job import CODE_FOLDER
 from flplatform.core.messages import ModelRef
-from flplatform.core.strict import parse_json
-from flplatform.files.digest import digest_of_file
-from flplatform.files.durable import fsync_dir, private_dir, remove_temporaries, write_atomic
 from flplatform.files.threads import in_thread
 from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.kit import Kit
 from flplatform.security.package import Package, open_package
-from flplatform.security.signing import Signed, StartOrder, open_order
+from flplatform.security.signing import Signed, StartOrder
 
 log = logging.getLogger(__name__)
 
-RECORD = "start.json"
-SUBMISSIONS = "submissions.json"
 PAST_TROUBLES = 20
 """Ended runs whose last errors are remembered."""
 
 
 class SiteRuns:
     """Accepts runs, brings them back after a restart, and ends them.
+
+    A run in hand is one that can work (`SiteRun`) or one that cannot yet after a restart
+    (`WaitingRun`).
 
     Args:
         fetch: downloads a blob and returns its file.
@@ -71,7 +71,6 @@ class SiteRuns:
         on_end: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._on_lines = on_lines
-        self._on_end = on_end
         self._submitters: dict[int, Submitter] = {}
         self._kit = kit
         self._policy = policy
@@ -80,48 +79,60 @@ class SiteRuns:
         self._stop_tasks = stop_tasks
         self._trust = trust
         self._on_metric = on_metric
-        self._folder = private_dir(kit.state_folder() / "runs")
+        self._longest_s = kit.site.backoff_max_s
+        self._folders = RunFolders(kit.state_folder() / "runs")
+        self._resumer = Resumer(fetch, trust, self._check, self._longest_s)
         self._runs: dict[int, SiteRun] = {}
+        self._waiting: dict[int, WaitingRun] = {}
         self._past: dict[int, Troubles] = {}
-        self._submissions: dict[str, int] = {}
-        self._accepting = asyncio.Lock()
+        self._starts = Starts(kit.site.clock_skew_s)
         self.news = asyncio.Event()
-        """Set when the server waits for what it has not heard: a run was taken on, or a task that
+        """Set when the server waits for what it has not heard: a run is taken on, or a task that
         it believes to be in hand is not any more. Whoever tells it clears this first."""
-        self._warming: dict[int, asyncio.Task[None]] = {}
-        self._ending: dict[int, asyncio.Task[None]] = {}
+        self._beside: dict[int, asyncio.Task[None]] = {}
+        """What is done for a run beside its tasks: it is brought back, or its process started."""
+        self._seats = Seats()
+        sweep = partial(sweep_scratch, kit.folder)
+        self._endings = Endings(
+            self._folders, spool, self._stop, on_end, sweep, self._seats, self._longest_s
+        )
 
     def open(self, blob_path: Callable[[str], Path]) -> None:
         """Bring back the runs that were accepted before a restart, verifying them again.
 
+        What cannot be brought back now waits, see `ready`; leftovers are deleted beside the rest.
+
         Raises:
             DataLossError: which submissions were accepted cannot be read.
         """
-        remove_temporaries(self._folder)
-        path = self._folder / SUBMISSIONS
-        if path.exists():
-            self._submissions = _read_submissions(path)
-        known = dict(self._submissions)
-        for folder in sorted(self._folder.iterdir()):
-            if not (folder / RECORD).exists():
-                continue
+        self._resumer.blob_path = blob_path
+        accepted, leftovers = self._folders.open()
+        records = []
+        for number, folder in accepted.items():
+            run = self._waiting[number] = WaitingRun(number, folder)
             try:
-                record = parse_json(RunRecord, (folder / RECORD).read_bytes(), str(folder))
-                self._submissions[record.submission_id] = record.run
-                signed = Signed.from_bytes(base64.b64decode(record.order))
-                identity, order = open_order(StartOrder, signed, self._trust(), record.accepted)
-                path = blob_path(record.digest)
-                if digest_of_file(path)[0] != f"blake3:{order.job_digest}":
-                    raise DataLossError(f"{path} is not the package that was signed")
-                package = open_package(path, self._trust(), record.accepted)
-                plan = self._check(identity, package, order)
-            except (FLError, OSError, ValueError) as error:
-                log.error("%s is not resumed: %s", folder.name, error)
-                continue
-            self._add(folder, record, package, plan, identity)
-            log.info("run %d is resumed", record.run)
-        if self._submissions != known:  # a kill came between accepting one and noting it
-            self._note_submissions(self._submissions)
+                self._resumed(run, self._resumer.restore(run))
+            except (FLError, OSError) as error:
+                self._resumer.judge(run, error, 1)
+                if not run.done:
+                    self._do_beside(number, self._bring_back(run))
+            if run.record is not None:
+                records.append(run.record)
+        self._folders.note(*records)  # a kill may have come between accepting one and noting it
+        for leftover in leftovers:
+            self._endings.delete(leftover)
+
+    async def _bring_back(self, run: WaitingRun) -> None:
+        found = await self._resumer.until_restored(run)
+        if found and not run.done:  # else it has ended meanwhile
+            self._resumed(run, found)
+
+    def _resumed(self, waiting: WaitingRun, found: Restored) -> None:
+        del self._waiting[waiting.run]
+        run = self._add(waiting.folder, found)
+        run.turn, run.troubles = waiting.turn, waiting.troubles
+        waiting.settle()
+        log.info("run %d is resumed", run.run)
 
     def _check(self, submitter: Identity, package: Package, order: StartOrder) -> Plan:
         return self._policy.check_job(
@@ -134,22 +145,26 @@ class SiteRuns:
             purpose=order.purpose,
         )
 
-    def _add(
-        self, folder: Path, record: RunRecord, package: Package, plan: Plan, submitter: Identity
-    ) -> SiteRun:
+    def _add(self, folder: Path, found: Restored) -> SiteRun:
+        record, submitter = found.record, found.submitter
         on_lines = partial(self._on_lines, record.run)
-        run = SiteRun(self._kit, folder, record, package, plan, self._on_metric, on_lines)
+        run = SiteRun(
+            self._kit, folder, record, found.package, found.plan, self._on_metric, on_lines
+        )
         self._submitters[record.run] = submitter.name, submitter.organisation
         self._runs[record.run] = run
-        self._submissions[record.submission_id] = record.run
         return run
+
+    def _do_beside(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        task = self._beside[number] = asyncio.create_task(work, name=f"beside run {number}")
+        task.add_done_callback(lambda _: self._beside.pop(number, None))
 
     # ---- what requests need ----
 
     def recorded(self, signed: Signed, body: StartBody) -> Mapping[str, Any] | None:
-        """Return the answer given to this very start before."""
+        """Return the answer given to this very start before, if its run is at work."""
         run = self._runs.get(body.run)
-        if run is None or base64.b64decode(run.record.order) != signed.to_bytes():
+        if run is None or signed_bytes(run.record) != signed.to_bytes():
             return None
         return {"isolation": run.plan.isolation}
 
@@ -157,6 +172,8 @@ class SiteRuns:
         self, signed: Signed, order: StartOrder, submitter: Identity, body: StartBody
     ) -> Mapping[str, Any]:
         """Take a run on: download, verify, ask the policy, unpack; durable on return.
+
+        It is given up when the order's time is over, or its run.
 
         Raises:
             FLError: refused or failed, and why.
@@ -169,52 +186,38 @@ class SiteRuns:
                 "the server offers another package than the one that was signed",
                 rule="signed job digest",
             )
-        async with self._accepting:
-            if (answer := self.recorded(signed, body)) is not None:
-                return answer  # asked twice, as after a restart of the server
-            self._check_single(order.submission_id, body)
-            path = await self._fetch(ModelRef(body.digest, body.size))
-            now = datetime.now(UTC)
-            package = await asyncio.to_thread(open_package, path, self._trust(), now)
-            plan = self._check(submitter, package, order)
-            busy = sum(
-                run.package.job.environment == package.job.environment
-                for run in self._runs.values()
-                if run.run != body.run
-            )
-            if busy >= plan.environment.max_runs:
-                raise PermissionDeniedError(
-                    f"{busy} runs are at work in environment {package.job.environment!r}",
-                    rule=f"environments.yml: max_runs = {plan.environment.max_runs}",
-                )
-            record = RunRecord(
-                run=body.run,
-                submission_id=order.submission_id,
-                digest=body.digest,
-                size=body.size,
-                order=base64.b64encode(signed.to_bytes()).decode(),
-                accepted=now,
-            )
-            self.end(body.run, "started anew")
-            await self.until_ended(body.run)
-            folder = await persist(
-                f"take run {body.run} on",
-                lambda: in_thread(self._unpack, record, package),
-                self._kit.site.backoff_max_s,
-            )
-            run = self._add(folder, record, package, plan, submitter)
-            self.news.set()
+        async with self._starts.turn(body.run, order) as start:
+            return await self._accept(signed, submitter, body, start)
+
+    async def _accept(
+        self, signed: Signed, submitter: Identity, body: StartBody, start: Start
+    ) -> Mapping[str, Any]:
+        if (waiting := self._waiting.get(body.run)) and self._is_of(waiting, signed, start.order):
+            await waiting.ask()
+            if waiting.refusal:
+                raise waiting.refusal
+        if (answer := self.recorded(signed, body)) is not None:
+            return answer  # asked twice, as after a restart of the server
+        self._check_single(start.order.submission_id, body)
+        with self._starts.enter(start):
+            self.news.set()  # so that the server tells if the run ends first
+            run = await self._take_on(signed, submitter, body, start)
+        self.news.set()
         log.info(
             "run %d accepted: %s by %s, isolation %s",
             run.run,
-            package.job.name,
+            run.package.job.name,
             submitter.name,
-            plan.isolation,
+            run.plan.isolation,
         )
-        warming = asyncio.create_task(_warm(run))
-        self._warming[run.run] = warming
-        warming.add_done_callback(lambda _: self._warming.pop(run.run, None))
-        return {"isolation": plan.isolation}
+        self._do_beside(run.run, self._warm(run))
+        return {"isolation": run.plan.isolation}
+
+    def _is_of(self, waiting: WaitingRun, signed: Signed, order: StartOrder) -> bool:
+        """Return whether a run that waits was accepted by this very start."""
+        if waiting.record is None:
+            return self._folders.submissions.get(order.submission_id) == waiting.run
+        return signed_bytes(waiting.record) == signed.to_bytes()
 
     def _check_single(self, submission_id: str, body: StartBody) -> None:
         """A submission is accepted once, as one run; a run number stands for one job.
@@ -222,141 +225,186 @@ class SiteRuns:
         A run that this site was withdrawn from may be started anew, even before the site has
         heard of its withdrawal.
         """
-        known = self._submissions.get(submission_id)
+        known = (self._starts.submissions | self._folders.submissions).get(submission_id)
         if known is not None:
             raise PermissionDeniedError(
                 f"this submission was started here before, as run {known}", rule="single start"
             )
-        known_run = self._runs.get(body.run)
-        if known_run is not None and known_run.record.digest != body.digest:
+        run = self.held(body.run)
+        if run is not None and run.record is not None and run.record.digest != body.digest:
             raise InvalidArgumentError(f"run {body.run} is another job here", field="run")
 
-    def _unpack(self, record: RunRecord, package: Package) -> Path:
-        self._spool.drop_run(record.run)  # where the end of an earlier start could not
-        folder = self._folder / f"run-{record.run}"
-        temporary = self._folder / f".tmp-{record.run}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        private_dir(temporary)
-        package.extract(temporary)
-        private_dir(temporary / CODE_FOLDER)
-        write_atomic(temporary / RECORD, record.model_dump_json().encode())
-        temporary.rename(folder)
-        fsync_dir(self._folder)
-        try:
-            self._note_submissions({**self._submissions, record.submission_id: record.run})
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return folder
+    async def _take_on(
+        self, signed: Signed, submitter: Identity, body: StartBody, start: Start
+    ) -> SiteRun:
+        number, what = body.run, f"take run {body.run} on"
+        now = datetime.now(UTC)
 
-    def _note_submissions(self, submissions: Mapping[str, int]) -> None:
-        write_atomic(self._folder / SUBMISSIONS, json.dumps(submissions).encode())
+        async def package_of() -> Package:
+            path = await self._fetch(ModelRef(body.digest, body.size))
+            try:
+                return await in_thread(open_package, path, self._trust(), now)
+            except FileNotFoundError:  # it had made room for others before it was known as needed
+                raise UnavailableError(f"{path} is gone") from None
+
+        package = await persist(what, package_of, self._longest_s)
+        plan = self._check(submitter, package, start.order)
+        environment = package.job.environment
+        busy = Counter(self._places(number).values())[environment]
+        self._starts.reserve(start, environment, busy, plan.environment.max_runs)
+        record = RunRecord(
+            run=number,
+            submission_id=start.order.submission_id,
+            digest=body.digest,
+            size=body.size,
+            order=base64.b64encode(signed.to_bytes()).decode(),
+            accepted=now,
+        )
+        self._begin_end(number, "started anew")
+        await self.until_ended(number)
+        try:
+            folder = await persist(
+                what, lambda: in_thread(self._unpack, record, package), self._longest_s
+            )
+        except asyncio.CancelledError:
+            if start.given_up:  # else this process ends: the server will ask again
+                self._endings.forget(number)
+            raise
+        return self._add(folder, Restored(record, package, plan, submitter))
+
+    def _unpack(self, record: RunRecord, package: Package) -> Path:
+        self._spool.drop_run(record.run)  # what a kill at the end of an earlier start has left
+        return self._folders.unpack(record, package)
+
+    def _places(self, without: int = 0) -> dict[int, str]:
+        """Return run → environment in which it has a place, as far as that is known."""
+        waiting = {number: run for number, run in self._waiting.items() if not run.refusal}
+        places = {number: run.environment for number, run in waiting.items()}
+        places |= {number: run.package.job.environment for number, run in self._runs.items()}
+        reserved = {run: start.environment for run, start in self._starts.entered.items()}
+        places |= {run: name for run, name in reserved.items() if name}
+        return {run: name for run, name in places.items() if name and run != without}
 
     # ---- what the task loop needs ----
 
     def numbers(self) -> list[int]:
-        """Return the runs in hand."""
-        return sorted(self._runs)
+        """Return the runs in hand, and those on their way in: of all it matters if they end."""
+        return sorted(self._runs.keys() | self._waiting.keys() | self._starts.entered.keys())
 
     def get(self, run: int) -> SiteRun | None:
-        """Return an accepted run."""
+        """Return an accepted run that can work."""
         return self._runs.get(run)
+
+    def held(self, run: int) -> SiteRun | WaitingRun | None:
+        """Return a run in hand."""
+        found: SiteRun | WaitingRun | None = self._runs.get(run)
+        return found or self._waiting.get(run)
+
+    def token(self, run: int) -> object:
+        """Return what one start of a run is known by, also on its way in; None for none."""
+        return self.held(run) or self._starts.entered.get(run)
+
+    async def ready(self, number: int) -> SiteRun | None:
+        """Return a run as soon as it can work; None if it is not in hand, or refused.
+
+        One that waits is tried at once. It can work when those that it follows have left it room.
+        """
+        if waiting := self._waiting.get(number):
+            await waiting.ask()
+        if (run := self._runs.get(number)) is not None:
+            await self._seats.take(run)
+        return run
 
     def over(self, run: int) -> bool:
         """Return whether a run was accepted here and has ended."""
-        return run not in self._runs and run in self._submissions.values()
+        return self.held(run) is None and run in self._folders.submissions.values()
 
     def submitter(self, run: int) -> Submitter:
         """Return who submitted a run that was in hand since this process began; else empty."""
-        return self._submitters.get(run, ("", ""))
+        waiting = self._waiting.get(run)
+        return waiting.submitter if waiting else self._submitters.get(run, ("", ""))
 
     def busy(self) -> dict[str, int]:
         """Return how many runs are at work in each environment."""
-        return dict(Counter(run.package.job.environment for run in self._runs.values()))
+        return dict(Counter(self._places().values()))
 
     def needed_blobs(self) -> set[str]:
         """Return the digests that the runs in hand need again: packages, and filters' bases."""
         bases = {f"blake3:{run.last_model.name}" for run in self._runs.values() if run.last_model}
-        return bases | {run.record.digest for run in self._runs.values()}
+        waiting = {run.record.digest for run in self._waiting.values() if run.record}
+        packages = {run.record.digest for run in self._runs.values()} | waiting
+        return bases | packages | self._starts.packages
 
     def all(self) -> list[SiteRun]:
-        """Return all accepted runs in order."""
-        return [self._runs[number] for number in self.numbers()]
+        """Return all accepted runs that can work, in order."""
+        return [run for _, run in sorted(self._runs.items())]
 
     def reports(self) -> list[tuple[int, int, str, float, str]]:
-        """Return each run's report, see `SiteRun.report`."""
-        return [run.report() for run in self.all()]
+        """Return the report of each run in hand, see `SiteRun.report`."""
+        return [run.report() for number in self.numbers() if (run := self.held(number))]
 
     def troubles(self, run: int) -> Troubles:
         """Return what went wrong in a run; of one that has ended, what it left."""
-        found = self._runs.get(run)
+        found = self.held(run)
         return found.troubles if found else self._past.get(run, Troubles())
+
+    async def _warm(self, run: SiteRun) -> None:
+        try:
+            await self._seats.take(run)
+            await run.warm_up()
+        except (FLError, OSError, RunProcessCrashed) as error:
+            log.warning("run %d: its process does not start: %s", run.run, error)
+            run.troubles.note(f"its process does not start: {error}")
+
+    # ---- ends ----
 
     def end(self, number: int, status: str) -> None:
         """Begin to end a run here: its tasks, its process, its code and its state; its log stays.
 
-        Job code may take its time to end: nothing else waits for it, but a new start of the run.
+        Job code may take its time to end: nothing else waits for it, but a new start of the run,
+        and one that needs its place. A start on its way in is given up.
         """
-        if (run := self._runs.pop(number, None)) is not None:
-            log.info("run %d has ended: %s", number, status)
-            ending = asyncio.create_task(self._end(run), name=f"end run {number}")
-            self._ending[number] = ending
-            ending.add_done_callback(lambda _: self._ending.pop(number, None))
+        if not self._begin_end(number, status):
+            self._starts.give_up(number, status)
 
-    async def until_ended(self, number: int) -> None:
-        """Wait until nothing is left of a run that has ended here."""
-        if number in self._ending:
-            await asyncio.shield(self._ending[number])
-
-    async def _end(self, run: SiteRun) -> None:
-        number = run.run
+    def _begin_end(self, number: int, status: str) -> bool:
+        """Begin to end a run in hand; return whether it was."""
+        run = self.held(number)
+        if run is None:
+            return False
+        self._runs.pop(number, None)
+        self._waiting.pop(number, None)
+        log.info("run %d has ended: %s", number, status)
         self._past[number] = run.troubles
         while len(self._past) > PAST_TROUBLES:
             del self._past[next(iter(self._past))]
-        await self._stop_tasks(number)
-        if warming := self._warming.get(number):
-            warming.cancel()
-            await asyncio.wait([warming])
-        await run.close()
-        self._on_end(number)
-        await in_thread(self._remove, run)
+        if isinstance(run, WaitingRun):
+            run.settle()
+        self._endings.begin(run)
+        return True
 
-    def _remove(self, run: SiteRun) -> None:
+    async def until_ended(self, number: int) -> None:
+        """Wait until a run that has ended here is over for good; what it leaves is deleted then."""
+        await self._endings.until_over(number)
+
+    async def _stop(self, number: int) -> None:
+        """End everything that is done for a run."""
         try:
-            self._spool.drop_run(run.run)
-        except OSError as error:
-            log.error("run %d: its results stay in the spool: %s", run.run, error)
-        shutil.rmtree(run.folder, ignore_errors=True)
+            await self._stop_tasks(number)
+        finally:
+            if beside := self._beside.get(number):
+                beside.cancel()
+                await asyncio.wait([beside])
 
     async def close(self) -> None:
-        """End all run processes; the runs stay accepted."""
-        warming = list(self._warming.values())
-        for task in warming:
+        """End all run processes; the runs stay accepted, and what is ending is ended next time."""
+        await self._starts.close()
+        beside = list(self._beside.values())
+        for task in beside:
             task.cancel()
-        await asyncio.gather(*warming, return_exceptions=True)
-        await asyncio.gather(*(run.abort() for run in self._runs.values()))
-        await asyncio.gather(*self._ending.values(), return_exceptions=True)
-
-
-def _read_submissions(path: Path) -> dict[str, int]:
-    """Return submission id → run of what was accepted here.
-
-    Raises:
-        DataLossError: the file is damaged.
-    """
-    try:
-        return {str(key): int(run) for key, run in json.loads(path.read_bytes()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataLossError(
-            f"{path} is damaged: {error}",
-            hint="restore it; without it, submissions of before could be started again",
-        ) from None
-
-
-async def _warm(run: SiteRun) -> None:
-    try:
-        await run.warm_up()
-    except (FLError, OSError, RunProcessCrashed) as error:
-        log.warning("run %d: its process does not start: %s", run.run, error)
-        run.troubles.note(f"its process does not start: {error}")
+        await asyncio.gather(*beside, return_exceptions=True)
+        aborts = [run.abort() for run in self._runs.values()]
+        for error in await asyncio.gather(*aborts, return_exceptions=True):
+            if isinstance(error, BaseException):
+                log.error("a run process may not have ended: %s", error)
+        await self._endings.close()

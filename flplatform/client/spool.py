@@ -79,6 +79,9 @@ class _TargetFile(Strict):
 class Spool:
     """Settled or complete, at any kill. Thread-safe.
 
+    Whoever waits for the lock waits for renames and small files only: large folders are made
+    durable before their rename into the spool, and deleted after that into the trash.
+
     Args:
         folder: the spool's own; on one file system with work folders and states.
 
@@ -92,7 +95,9 @@ class Spool:
         self._adopting = private_dir(folder / "adopting")
         self._trash = private_dir(folder / "trash")
         self._lock = threading.RLock()
-        self._finish()
+        self._deleting: set[Path] = set()
+        self._adopt_all()
+        self._empty_trash()
         for entry in self._entries.iterdir():
             try:
                 _read(entry)
@@ -105,22 +110,23 @@ class Spool:
 
         Args:
             result: what to send; its blob, if any, lies in `work/result.safetensors`.
-            work: the folder, with `state/` if the task changed it.
+            work: the caller's own folder, with `state/` if the task changed it.
 
         Raises:
             AlreadyExistsError: the task has an entry.
             OSError: the disk refused; the same call again goes on from there.
         """
+        entry = self._entry(result.task_id)
+        if not entry.exists():
+            write_atomic(work / RESULT, _to_file(result).model_dump_json().encode())
+            _fsync_tree(work)
         with self._lock:
-            entry = self._entry(result.task_id)
             if not entry.exists():
-                write_atomic(work / RESULT, _to_file(result).model_dump_json().encode())
-                _fsync_tree(work)
                 os.rename(work, entry)
             elif work.exists():
                 raise AlreadyExistsError(f"task {result.task_id} has a result already")
-            fsync_dir(self._entries)
-            fsync_dir(work.parent)
+        fsync_dir(self._entries)
+        fsync_dir(work.parent)
 
     def entries(self) -> list[SpooledResult]:
         """Return all results that wait for an answer, in order of their task ids.
@@ -169,20 +175,11 @@ class Spool:
             NotFoundError: the task has no entry.
             OSError: the disk refused; the entry is whole, or what is left is finished later.
         """
-        with self._lock:
-            self._finish()
-            entry = self._entry(task_id)
-            if not entry.exists():
-                raise NotFoundError(f"task {task_id} has no result here")
-            if state is not None and (entry / STATE_FOLDER).is_dir():
-                target = _TargetFile(state=os.path.relpath(state, self._folder))
-                write_atomic(entry / TARGET, target.model_dump_json().encode())
-                os.rename(entry, self._adopting / entry.name)
-                fsync_dir(self._adopting)
-            else:
-                self._discard(entry)
-            fsync_dir(self._entries)
-            self._finish()
+        try:
+            with self._lock:
+                self._settle(task_id, state)
+        finally:
+            self._empty_trash()
 
     def drop_run(self, run: int) -> None:
         """Delete all results of a run, unanswered or not.
@@ -190,22 +187,52 @@ class Spool:
         Raises:
             OSError: the disk refused; the rest is deleted at the next call.
         """
-        with self._lock:
-            for entry in self._entries.iterdir():
-                if entry.name.split(",")[0] == str(run):
-                    self._discard(entry)
-            fsync_dir(self._entries)
-            self._finish()
+        try:
+            with self._lock:
+                for entry in self._entries.iterdir():
+                    if entry.name.split(",")[0] == str(run):
+                        self._discard(entry)
+                fsync_dir(self._entries)
+                self._adopt_all()
+        finally:
+            self._empty_trash()
 
     def _entry(self, task_id: TaskId) -> Path:
         return self._entries / str(task_id).replace("/", ",")
 
-    def _finish(self) -> None:
+    def _settle(self, task_id: TaskId, state: Path | None) -> None:
+        self._adopt_all()
+        entry = self._entry(task_id)
+        if not entry.exists():
+            raise NotFoundError(f"task {task_id} has no result here")
+        if state is not None and (entry / STATE_FOLDER).is_dir():
+            target = _TargetFile(state=os.path.relpath(state, self._folder))
+            write_atomic(entry / TARGET, target.model_dump_json().encode())
+            os.rename(entry, self._adopting / entry.name)
+            fsync_dir(self._adopting)
+        else:
+            self._discard(entry)
+        fsync_dir(self._entries)
+        self._adopt_all()
+
+    def _adopt_all(self) -> None:
         for settled in self._adopting.iterdir():
             self._adopt(settled)
             self._discard(settled)
-        for leftover in self._trash.iterdir():
-            shutil.rmtree(leftover)
+
+    def _empty_trash(self) -> None:
+        """Delete what is in the trash and not being deleted already; what refuses stays there."""
+        with self._lock:
+            found = [path for path in _listed(self._trash) if path not in self._deleting]
+            self._deleting.update(found)
+        for path in found:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                log.warning("%s is deleted later: %s", path, error)
+            finally:
+                with self._lock:
+                    self._deleting.discard(path)
 
     def _adopt(self, settled: Path) -> None:
         """Give a settled state the next number in its run's folder, then drop the older ones."""
@@ -227,10 +254,18 @@ class Spool:
         fsync_dir(settled)
         for generation in target.iterdir():
             if generation != current:
-                shutil.rmtree(generation)
+                self._discard(generation)
 
     def _discard(self, folder: Path) -> None:
         os.rename(folder, self._trash / secrets.token_hex(8))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:  # no descriptor is left, perhaps
+        log.warning("%s is not emptied now: %s", folder, error)
+        return []
 
 
 def _to_file(result: SpooledResult) -> _ResultFile:

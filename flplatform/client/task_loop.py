@@ -7,22 +7,20 @@ answered: filters run once, and nothing is trained again because a wire broke.
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
-from flplatform.algorithms.codecs import PACKED
-from flplatform.client.cache import trim
+from flplatform.client.cache import BlobCache, CachedBlobs
 from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
 from flplatform.client.outgoing import prepare
+from flplatform.client.resuming import WaitingRun
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.site_run import SiteRun
 from flplatform.client.site_runs import SiteRuns
 from flplatform.client.spool import Spool, SpooledResult
 from flplatform.client.troubles import Troubles
-from flplatform.client.wire import decode_model
 from flplatform.core.config import SitePolicy
 from flplatform.core.errors import (
     AlreadyExistsError,
@@ -36,11 +34,10 @@ from flplatform.core.errors import (
     UnavailableError,
 )
 from flplatform.core.messages import TRAIN, ModelRef, Task, TaskFailure, TaskId
-from flplatform.core.ports import BlobStore
 from flplatform.files.counters import Counters
 from flplatform.files.durable import private_dir
 from flplatform.files.threads import in_thread
-from flplatform.rpc.transfers import fetch_blob, send_blob
+from flplatform.rpc.transfers import send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -59,16 +56,14 @@ class TaskLoop:
         session: Session,
         runs: SiteRuns,
         spool: Spool,
-        blobs: BlobStore,
+        blobs: CachedBlobs,
         policy: SitePolicy,
         work: Path,
         cache_bytes: int = 64 << 30,
     ) -> None:
-        self._cache_bytes = cache_bytes
         self._session = session
         self._runs = runs
         self._spool = spool
-        self._blobs = blobs
         self.policy = policy
         self._work = private_dir(work)
         self._workers: dict[str, asyncio.Task[bool]] = {}
@@ -76,16 +71,18 @@ class TaskLoop:
         self._stopping: set[str] = set()
         """Cancelled, and not over: job code may take its time."""
         self._withdrawn: set[str] = set()
-        self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._decoded: dict[str, str] = {}
-        """Digest of a downloaded wire blob → that of the model made from it."""
         self.counters = Counters()
+        self._cache = BlobCache(session, blobs, cache_bytes, runs.needed_blobs, self.counters)
 
     async def run(self) -> None:
         """Work until cancelled."""
-        for leftover in self._work.iterdir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        for entry in self._spool.entries():
+
+        def clear() -> list[SpooledResult]:
+            for leftover in self._work.iterdir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            return self._spool.entries()
+
+        for entry in await self._session.persist("read the spool", lambda: in_thread(clear)):
             self._begin(entry.task_id, partial(self._submit, entry))
         await self._session.repeat("get tasks", self._step)
 
@@ -97,36 +94,22 @@ class TaskLoop:
         """End the tasks of a run that is over here."""
         await self._stop(self._of(run))
 
-    async def fetch(
-        self, blob: ModelRef, troubles: Troubles | None = None, *, task: bool = False
-    ) -> Path:
-        """Download a blob, once however many ask for it, until it is here.
+    async def fetch(self, blob: ModelRef, troubles: Troubles | None = None) -> Path:
+        """Download a blob, once however many ask, until it is here.
+
+        It stays until the asyncio task that asks is over, or as long as a run needs it.
 
         Args:
             blob: what is wanted.
             troubles: where failed tries are noted.
-            task: it is for a task: if the site is disabled, until it is enabled.
 
         Raises:
             FLError: the server refused.
         """
-
-        async def step() -> Path:
-            missing = (
-                0 if await asyncio.to_thread(self._blobs.has_whole, blob.digest) else blob.size
-            )
-            path = await self._session.transfer(
-                lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
-            )
-            self.counters.add("received_bytes", amount=missing)
-            return path
-
-        what, noted = f"download {blob.digest}", troubles or Troubles()
-        lock = self._fetching.setdefault(blob.digest, asyncio.Lock())
-        async with lock:
-            if task:
-                return await self._persist(what, step, noted)
-            return await self._session.persist(what, lambda: noted.watch(step))
+        noted = troubles or Troubles()
+        return await self._session.persist(
+            f"download {blob.digest}", lambda: noted.watch(lambda: self._cache.fetch(blob))
+        )
 
     async def _persist(self, what: str, step: Callable[[], Awaitable[T]], troubles: Troubles) -> T:
         """Do a step of a task until it is answered; how it fails is noted in `troubles`.
@@ -150,32 +133,26 @@ class TaskLoop:
         self._runs.news.clear()
         before = set(self._workers)
         held = [task_id for task_id in self._workers if task_id not in self._withdrawn]
-        runs = {number: self._runs.get(number) for number in self._runs.numbers()}
-        request = pb.GetTaskRequest(held=held, runs=list(runs))
+        starts = {number: self._runs.token(number) for number in self._runs.numbers()}
+        request = pb.GetTaskRequest(held=held, runs=list(starts))
         call = self._session.training("GetTask", request, WAITING_CALL_S)
         reply = await _unless(self._runs.news, call)
         if reply is None:
             return  # the server is asked anew: it has been told what is not so any more
         for ended in reply.ended:
-            if self._runs.get(ended.run) is runs.get(ended.run):  # not started anew meanwhile
+            if self._runs.token(ended.run) is starts.get(ended.run):  # not anew meanwhile
                 self._runs.end(ended.run, ended.status)
-        offered = {task.id: task for task in reply.tasks}
+        offered = {task.id: _read(task) for task in reply.tasks}
         self._withdrawn = set(self._workers) - set(offered)
         for task_id in self._withdrawn - self._answering:  # else the answer settles the state
             if self._cancel(task_id):
                 log.info("task %s is withdrawn", task_id)
-        await self._trim_cache(reply.tasks)
-        for task_id, offer in offered.items():
+        short = any(run.troubles.short_of_space for run in self._runs.all())
+        await self._cache.offer(offered.values(), short_of_space=short)
+        for task_id, task in offered.items():
             # What was in hand when the server was asked may have been answered since.
             if task_id not in before:
-                self._begin(TaskId.parse(task_id), partial(self._do, offer))
-
-    async def _trim_cache(self, tasks: Iterable[pb.Task]) -> None:
-        wires = {task.wire.digest for task in tasks if task.HasField("wire")}
-        self._decoded = {wire: made for wire, made in self._decoded.items() if wire in wires}
-        keep = {task.model.digest for task in tasks} | wires | set(self._decoded.values())
-        keep |= self._runs.needed_blobs() | set(self._fetching)
-        await asyncio.to_thread(trim, self._blobs, keep, self._cache_bytes)
+                self._begin(task.id, partial(self._do, task))
 
     def _of(self, run: int) -> list[str]:
         return [key for key in self._workers if TaskId.parse(key).run == run]
@@ -227,20 +204,13 @@ class TaskLoop:
 
     # ---- one task ----
 
-    async def _do(self, offer: pb.Task) -> None:
-        task_id = TaskId.parse(offer.id)
-        task = Task(
-            task_id,
-            offer.seed,
-            ModelRef(offer.model.digest, offer.model.size) if offer.HasField("model") else None,
-            offer.codec or "none",
-            ModelRef(offer.wire.digest, offer.wire.size) if offer.HasField("wire") else None,
-            offer.wire_codec or "none",
-        )
+    async def _do(self, task: Task) -> None:
+        task_id = task.id
         await self._wait([key for key in self._of(task_id.run) if key in self._stopping])
-        if entry := self._spool.get(task_id):
+        spooled = partial(in_thread, self._spool.get, task_id)
+        if entry := await self._persist(f"look for {task_id}", spooled, Troubles()):
             return await self._submit(entry)
-        run = self._runs.get(task_id.run)
+        run = await self._runs.ready(task_id.run)
         if run is None:
             return await self._fail(
                 task_id, TaskFailure(f"this site does not have run {task_id.run}; see its log")
@@ -258,7 +228,7 @@ class TaskLoop:
             outcome = TaskFailure(f"a defect of the site's program: {type(error).__name__}")
         finally:
             run.enter("idle")
-            run.troubles.held_up = ""
+            run.troubles.clear()
         if isinstance(outcome, TaskFailure):
             log.warning("task %s failed: %s", task_id, outcome.error)
             run.troubles.note(f"task {task_id}: {outcome.error}")
@@ -280,24 +250,12 @@ class TaskLoop:
                 return outcome
             return await self._spool_result(run, task, outcome, model, work)
         finally:
-            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+            await _remove(work)
 
     async def _fetch_model(self, task: Task, run: SiteRun) -> Path | None:
         """Download a task's model, if it has one, in the form in which it crosses the wire."""
-        if task.model is None or task.wire is None:
-            return await self.fetch(task.model, run.troubles, task=True) if task.model else None
-
-        async def has(digest: str) -> bool:
-            return await self._make(run, task, lambda: self._blobs.has_whole(digest))
-
-        if task.wire_codec == PACKED and await has(task.model.digest):
-            return self._blobs.path(task.model.digest)
-        known = self._decoded.get(task.wire.digest)
-        if known is None or not await has(known):
-            wire = await self.fetch(task.wire, run.troubles, task=True)
-            known = await self._make(run, task, lambda: decode_model(self._blobs, task, wire))
-            self._decoded[task.wire.digest] = known
-        return self._blobs.path(known)
+        what = f"download the model of {task.id}"
+        return await self._persist(what, lambda: self._cache.model_of(task), run.troubles)
 
     async def _spool_result(
         self, run: SiteRun, task: Task, outcome: Outcome, model: Path | None, work: Path
@@ -324,9 +282,10 @@ class TaskLoop:
 
     async def _make(self, run: SiteRun, task: Task, work: Callable[[], T]) -> T:
         """Do `work` in a thread, again while this machine is short of what it takes."""
+        size = task.model.size if task.model else 0
 
         async def step() -> T:
-            return await in_thread(work)
+            return await self._cache.with_room(size, lambda: in_thread(work))
 
         return await self._persist(str(task.id), step, run.troubles)
 
@@ -335,13 +294,13 @@ class TaskLoop:
     async def _submit(self, entry: SpooledResult) -> None:
         """Send a spooled result until the server has settled it."""
         self._answering.add(str(entry.task_id))
-        run = self._runs.get(entry.task_id.run)
+        run = self._runs.held(entry.task_id.run)
         if run and entry.task_id.kind == TRAIN:
             async with run.turn:  # the next task must start from the state that this one brings
                 return await self._settle(entry, run)
         return await self._settle(entry, run)
 
-    async def _settle(self, entry: SpooledResult, run: SiteRun | None) -> None:
+    async def _settle(self, entry: SpooledResult, run: SiteRun | WaitingRun | None) -> None:
         troubles = run.troubles if run else Troubles()
         if run:
             run.enter("uploading")
@@ -357,7 +316,9 @@ class TaskLoop:
             log.warning("task %s: the server refused the result: %s", entry.task_id, error)
             await self._fail(entry.task_id, TaskFailure(f"the server refused it: {error}"))
         except (DataLossError, FileNotFoundError) as error:
-            if await in_thread(self._spool.is_whole, entry):  # then it is the server's loss
+            is_whole = partial(in_thread, self._spool.is_whole, entry)
+            if await self._persist(f"read {entry.task_id}", is_whole, troubles):
+                # Then it is the server's loss.
                 await self._fail(entry.task_id, TaskFailure(f"the server cannot use it: {error}"))
             else:
                 lost = DataLossError(f"its result is lost and made again: {error}")
@@ -426,6 +387,25 @@ class TaskLoop:
             )
         except FLError as error:
             log.info("failure of %s: %s", task_id, error)
+
+
+def _read(offer: pb.Task) -> Task:
+    return Task(
+        TaskId.parse(offer.id),
+        offer.seed,
+        ModelRef(offer.model.digest, offer.model.size) if offer.HasField("model") else None,
+        offer.codec or "none",
+        ModelRef(offer.wire.digest, offer.wire.size) if offer.HasField("wire") else None,
+        offer.wire_codec or "none",
+    )
+
+
+async def _remove(work: Path) -> None:
+    """Delete what a task has left; where that fails, the next start of this site does."""
+    try:
+        await in_thread(shutil.rmtree, work, ignore_errors=True)
+    except ResourceExhaustedError as error:
+        log.warning("%s stays for now: %s", work, error)
 
 
 def _demand_signed(run: SiteRun, task: Task) -> None:

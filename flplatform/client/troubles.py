@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from flplatform.client.retrying import RETRIED
+from flplatform.client.retrying import RETRIED, is_of_space
 from flplatform.core.errors import FLError
 from flplatform.files.shortage import explaining_shortage
 
@@ -20,11 +20,13 @@ class Troubles:
 
     Attributes:
         held_up: a few words for the reported phase, empty while all is well.
+        short_of_space: whether the last step failed for want of space on a disk.
     """
 
     def __init__(self) -> None:
         self._lines: deque[tuple[str, str]] = deque(maxlen=MAX_LINES)
         self.held_up = ""
+        self.short_of_space = False
 
     def note(self, text: str) -> None:
         """Keep an error; the same again, as of a step that is tried again, takes its place."""
@@ -50,7 +52,13 @@ class Troubles:
                 result = await step()
         except FLError as error:
             self.held_up = f"retries: {error.code}" if isinstance(error, RETRIED) else ""
+            self.short_of_space = is_of_space(error)
             self.note(str(error))
             raise
-        self.held_up = ""
+        self.clear()
         return result
+
+    def clear(self) -> None:
+        """Note that nothing holds the run up any more."""
+        self.held_up = ""
+        self.short_of_space = False

@@ -45,13 +45,18 @@ MAX_MODEL_BYTES = 1 << 46
 _DIGEST = re.compile(r"blake3:[0-9a-f]{64}\Z")
 
 
+def is_digest(text: str) -> bool:
+    """Return whether `text` is `blake3:` and 64 hex digits."""
+    return _DIGEST.match(text) is not None
+
+
 def check_digest(digest: str, field: str = "digest") -> str:
     """Return `digest` if it is `blake3:` and 64 hex digits.
 
     Raises:
         ModelFormatError: it is not.
     """
-    if not _DIGEST.match(digest):
+    if not is_digest(digest):
         raise ModelFormatError(
             f"{digest[:100]!r} is not 'blake3:' followed by 64 hex digits", field=field
         )

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from grpc import aio
 from flplatform.core.errors import DataLossError, UnavailableError
 from flplatform.core.messages import ModelRef
 from flplatform.core.ports import BlobStore, BlobWriter
+from flplatform.files.threads import Workers
 from flplatform.rpc.behind import Behind
 from flplatform.rpc.channel import CHUNK_BYTES, TOKEN_KEY
 from flplatform.rpc.errors import from_rpc, has_error
@@ -24,7 +25,7 @@ from flplatform.rpc.pace import Pace, PaceLimits
 from flplatform.rpc.streams import DOWNLOAD, OFFSET_KEY, UPLOAD
 from flplatform.rpc.v1 import federated_pb2 as pb
 
-WORKERS = ThreadPoolExecutor(4, thread_name_prefix="transfer")
+WORKERS = Workers(4, thread_name_prefix="transfer")
 """Reads, writes and hashes."""
 
 ANSWER_S = 900.0

@@ -22,7 +22,7 @@ from flplatform.core.errors import (
     UnavailableError,
 )
 from flplatform.core.messages import ModelRef
-from flplatform.core.model import Manifest, PartOf, check_digest
+from flplatform.core.model import Manifest, PartOf, check_digest, is_digest
 from flplatform.files.digest import demand_digest, digest_of_file
 from flplatform.files.durable import (
     READ_ONLY_FILE,
@@ -52,9 +52,12 @@ class FileBlobStore:
     Args:
         root: the folder, made if missing; one process at a time works on it.
         reserve_bytes: free space that receiving must leave on the disk, for everything else.
+        copies: whether every blob can be had again from elsewhere. Then `has_whole` drops one that
+            the disk cannot read; else it may be the only one, and the disk may read it later.
     """
 
-    def __init__(self, root: Path, reserve_bytes: int = 0) -> None:
+    def __init__(self, root: Path, reserve_bytes: int = 0, *, copies: bool = False) -> None:
+        self._copies = copies
         self._root = private_dir(root)
         self._incoming = private_dir(root / "incoming")
         self._reserve_bytes = reserve_bytes
@@ -91,15 +94,26 @@ class FileBlobStore:
         return self._file(digest).exists()
 
     def has_whole(self, digest: str) -> bool:
-        """Return whether the blob is here and `checked`; a damaged one makes room for another."""
+        """Return whether the blob is here and `checked`; a damaged one makes room for another.
+
+        Raises:
+            UnavailableError: it cannot be read now, or what is no good not be deleted.
+            ResourceExhaustedError: no descriptor is left.
+            ModelFormatError: `digest` is not one.
+        """
         with self._reading(digest):
             try:
                 self.checked(digest)
             except NotFoundError:
                 return False
-            except DataLossError as error:
+            except (DataLossError, UnavailableError) as error:
+                if isinstance(error, UnavailableError) and not self._copies:
+                    raise
                 log.error("it is dropped and wanted again: %s", error)
-                self.delete(digest)
+                try:
+                    self.delete(digest)
+                except OSError as refused:
+                    raise UnavailableError(f"{error}; nor can it be deleted: {refused}") from error
                 return False
         return True
 
@@ -224,8 +238,12 @@ class FileBlobStore:
 
     def digests(self) -> list[str]:
         """Return the digests of all blobs, sorted."""
-        names = (path.name for path in self._root.iterdir() if path.is_file())
-        return sorted(f"blake3:{name}" for name in names if not name.startswith("."))
+        return digests_in(self._root)
+
+    def free_bytes(self) -> int:
+        """Return how many bytes can be received now; negative if the reserve is in use."""
+        with self._lock:
+            return self._free_bytes()
 
     def _file(self, digest: str) -> Path:
         return self._root / check_digest(digest).partition(":")[2]
@@ -254,10 +272,13 @@ class FileBlobStore:
     ) -> PartFile:
         return PartFile(transfer_id, blob, manifest, part, self._publish, self._release)
 
-    def _check_space(self, blob: ModelRef, part: Path) -> None:
+    def _free_bytes(self) -> int:
         promised = sum(writer.promised_bytes for writer in self._active.values())
+        return shutil.disk_usage(self._root).free - promised - self._reserve_bytes
+
+    def _check_space(self, blob: ModelRef, part: Path) -> None:
         missing = blob.size - (part.stat().st_size if part.exists() else 0)
-        free = shutil.disk_usage(self._root).free - promised - self._reserve_bytes
+        free = self._free_bytes()
         if missing > free:
             raise ResourceExhaustedError(
                 f"{missing} bytes are to come, {max(free, 0)} are free beyond the reserve",
@@ -275,6 +296,12 @@ class FileBlobStore:
         with self._lock:
             if self._active.get(writer.transfer_id) is writer:
                 del self._active[writer.transfer_id]
+
+
+def digests_in(root: Path) -> list[str]:
+    """Return the digests of the blobs in a folder, sorted; other files there are not looked at."""
+    found = (f"blake3:{path.name}" for path in root.iterdir() if path.is_file())
+    return sorted(digest for digest in found if is_digest(digest))
 
 
 def _prefix(transfer_id: str) -> str:

@@ -127,17 +127,11 @@ def test_a_damaged_result_in_the_spool_is_made_again(faulty, damage):
 
 
 @pytest.mark.faults_long
-@pytest.mark.parametrize("file", ["start.json", "package"])
-def test_a_run_that_cannot_be_resumed_is_named(faulty, file):
+def test_a_run_that_cannot_be_resumed_is_named(faulty):
     federation = faulty("site-1", "site-2")
     run = begin(federation)
     federation.kill("site-1")
-    state = federation.kit("site-1") / "state"
-    if file == "package":
-        (opened,) = [e for e in federation.events(run) if isinstance(e, ev.RunOpened)]
-        flip(state / "blobs" / opened.job_blob.digest.partition(":")[2])
-    else:
-        cut(state / "runs" / f"run-{run}" / file)
+    cut(federation.kit("site-1") / "state" / "runs" / f"run-{run}" / "start.json")
     federation.tally.fault("damaged run of a site")
     federation.start("site-1")
     assert f"run-{run} is not resumed" in federation.log_text("site-1")
@@ -145,6 +139,26 @@ def test_a_run_that_cannot_be_resumed_is_named(faulty, file):
     assert f"does not have run {run}" in failed.error
     assert federation.wait_event(run, ev.RunEnded).status == "failed"
     federation.check(run, status="failed")
+
+
+@pytest.mark.faults_long
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_a_package_that_a_site_has_lost_is_fetched_again(faulty, damage):
+    federation = faulty("site-1", "site-2")
+    federation.start_all()
+    let_go = federation.hold("site-1", 2)
+    run = federation.submit("disturbed", rounds=3)
+    federation.wait_event(run, ev.UpdateAccepted, round=2, site="site-2")
+    federation.kill("site-1")
+    (opened,) = [e for e in federation.events(run) if isinstance(e, ev.RunOpened)]
+    blobs = federation.kit("site-1") / "state" / "blobs"
+    damage(blobs / opened.job_blob.digest.partition(":")[2])
+    federation.tally.fault("damaged run of a site")
+    federation.start("site-1")
+    assert f"run {run} waits, try 1 failed" in federation.log_text("site-1")
+    let_go()
+    federation.wait_event(run, ev.RunEnded)
+    federation.check_against_calm(run, rounds=3)
 
 
 @pytest.mark.faults_long

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
 import pytest
@@ -250,3 +252,69 @@ def test_committing_goes_on_where_the_disk_refused(tmp_path, monkeypatch, fails)
     spool.commit(result(), work)
     assert not work.exists()
     assert spool.entries() == [result()]
+
+
+class Slow:
+    """A call that takes until it is released, the first time."""
+
+    def __init__(self, real):
+        self._real, self._first = real, threading.Lock()
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+
+    def __call__(self, *args, **kwargs):
+        if self._first.acquire(blocking=False):
+            self.begun.set()
+            assert self.may_go_on.wait(20)
+        return self._real(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "work"),
+    [
+        (module, "_fsync_tree", lambda spool, run, left: spool.commit(result(NEXT), left)),
+        (shutil, "rmtree", lambda spool, run, left: spool.settle(TASK, None)),
+        (shutil, "rmtree", lambda spool, run, left: spool.settle(TASK, run / "state")),
+        (shutil, "rmtree", lambda spool, run, left: spool.drop_run(7)),
+    ],
+    ids=["commit", "drop", "adopt", "drop_run"],
+)
+def test_nobody_waits_for_what_takes_its_time(tmp_path, run, monkeypatch, where, name, work):
+    """Large results are synced and deleted while other runs' results come and go."""
+    other = TaskId(8, 1, "train", "site-1")
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    left, mine = make_work(tmp_path), tmp_path / "mine"
+    shutil.copytree(left, mine, symlinks=True)
+    slow = Slow(getattr(where, name))
+    monkeypatch.setattr(where, name, slow)
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            taking = threads.submit(work, spool, run, left)
+            assert slow.begun.wait(10)
+            threads.submit(spool.commit, result(other), mine).result(10)
+            assert threads.submit(spool.get, other).result(10) == result(other)
+            assert result(other) in threads.submit(spool.entries).result(10)
+            threads.submit(spool.settle, other, None).result(10)
+        finally:
+            slow.may_go_on.set()
+        taking.result(10)
+    assert_clean(tmp_path)
+    assert Spool(tmp_path / "spool").get(other) is None
+
+
+def test_a_settled_state_is_current_though_what_it_leaves_cannot_be_deleted(
+    tmp_path, run, monkeypatch, caplog
+):
+    """Else no result of any run would be settled any more."""
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    spool.commit(result(NEXT), make_work(tmp_path, state="newer"))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", Mock(side_effect=OSError(errno.EIO, "broken")))
+        spool.settle(TASK, run / "state")
+        spool = Spool(tmp_path / "spool")
+        spool.settle(NEXT, run / "state")
+    assert counter(run) == "newer"
+    assert "is deleted later" in caplog.text
+    spool.drop_run(9)
+    assert_clean(tmp_path)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from flplatform.client import cache
 from flplatform.client import task_loop as module
 from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
 from flplatform.client.spool import Spool, SpooledResult
@@ -196,6 +197,7 @@ class World:
         self.runs = {n: FakeRun(self.session, folder / f"run-{n}", n) for n in (7, 8)}
         self.ended: list[tuple[int, str]] = []
         self.ending: list[asyncio.Task[None]] = []
+        self.waiting: dict[int, asyncio.Event] = {}
         self.tasks: TaskLoop
 
     def model(self, value: float = 1.0) -> pb.Blob:
@@ -211,6 +213,11 @@ class World:
         self.ended.append((number, status))
         self.ending.append(asyncio.create_task(self._stop(number)))
 
+    async def _ready(self, number):
+        if number in self.waiting:
+            await self.waiting[number].wait()
+        return self.runs.get(number)
+
     async def _stop(self, number):
         await self.tasks.stop(number)
         self.spool.drop_run(number)
@@ -219,7 +226,10 @@ class World:
     async def loop(self):
         self.news = asyncio.Event()
         runs = SimpleNamespace(
-            get=self.runs.get,
+            ready=self._ready,
+            held=self.runs.get,
+            token=self.runs.get,
+            all=lambda: list(self.runs.values()),
             numbers=lambda: sorted(self.runs),
             needed_blobs=set,
             end=self._end,
@@ -273,7 +283,7 @@ def world(tmp_path, monkeypatch):
     async def send(channel, path, blob, transfer_id, *, token):
         await channel.send(transfer_id, path, blob)
 
-    monkeypatch.setattr(module, "fetch_blob", fetch)
+    monkeypatch.setattr(cache, "fetch_blob", fetch)
     monkeypatch.setattr(module, "send_blob", send)
     monkeypatch.setattr(module, "RETRY_S", 0)
     return World(tmp_path)
@@ -362,13 +372,13 @@ def test_answered_while_the_offer_was_on_its_way(world):
             session.offer(TRAIN)
             await session.until(lambda: len(session.asked) == 2)
 
-            async def trim(_tasks):
+            async def offer(_tasks, **_):
                 gate.set()
                 await session.until(lambda: f"took {TRAIN}" in session.calls)
                 await world.idle()
                 ending.set()
 
-            world.tasks._trim_cache = trim
+            world.tasks._cache.offer = offer
             session.offer(TRAIN)
             await ending.wait()
             await session.until(lambda: len(session.asked) == 3)
@@ -749,6 +759,23 @@ def fails(world, task: pb.Task) -> pb.TaskFailure:
     return failure
 
 
+def test_a_task_waits_for_a_run_that_comes_back(world):
+    """After a restart, as long as its data is not mounted."""
+
+    async def go():
+        run = world.runs.pop(7)
+        world.waiting[7] = asyncio.Event()
+        async with world.loop() as session:
+            session.offer(TRAIN)
+            await session.until(lambda: len(session.asked) == 2)
+            assert list(session.asked[1].held) == [TRAIN]
+            world.runs[7] = run
+            world.waiting[7].set()
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+
+    play(go())
+
+
 def test_an_unknown_run(world):
     failure = fails(world, pb.Task(id="9/1/train/site-1"))
     assert failure.error.startswith("this site does not have run 9")
@@ -1056,6 +1083,119 @@ def test_a_result_that_cannot_be_spooled_now_is_spooled_later(world, monkeypatch
     play(go())
 
 
+class ShortOfThreads:
+    """`asyncio.to_thread` that starts no thread for its k-th call, and for no other.
+
+    Attributes:
+        calls: how many there were.
+    """
+
+    def __init__(self, monkeypatch, refused):
+        self.calls, self._refused, self._real = 0, refused, asyncio.to_thread
+        monkeypatch.setattr(asyncio, "to_thread", self)
+
+    async def __call__(self, work, *args, **kwargs):
+        self.calls += 1
+        if self.calls == self._refused:
+            raise RuntimeError("can't start new thread")
+        return await self._real(work, *args, **kwargs)
+
+
+def test_no_thread_at_whichever_step_changes_nothing(tmp_path, world, monkeypatch):
+    """What is spooled is sent, whatever comes after it; and no task fails before it was tried."""
+
+    async def go(each, threads):
+        async with each.loop() as session:
+            session.offer(pb.Task(id=TRAIN, seed=3, model=each.model()))
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            await each.idle()
+            assert session.submitted[0].HasField("result"), session.submitted
+            assert session.calls.count(f"begin {TRAIN}") == 1
+        assert each.counter() == TRAIN
+        assert each.entries == []
+        return threads.calls
+
+    for refused in range(1, 100):
+        (tmp_path / str(refused)).mkdir()
+        with monkeypatch.context() as patch:
+            threads = ShortOfThreads(patch, refused)
+            if play(go(World(tmp_path / str(refused)), threads)) < refused:
+                break
+    assert refused > 8
+
+
+@pytest.mark.parametrize("name", ["get", "entries"])
+def test_the_loop_goes_on_while_the_spool_is_asked(world, monkeypatch, name):
+    """It may have to wait: for the disk, or for another run's result to be renamed."""
+    going_on, real = threading.Event(), getattr(Spool, name)
+
+    def slowly(*args):
+        assert going_on.wait(5), "the event loop stands still"
+        return real(*args)
+
+    async def go():
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+
+        def ask(*args):
+            loop.call_soon_threadsafe(asked.set)
+            return slowly(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Spool, name, ask)
+            async with world.loop() as session:
+                session.offer(TRAIN)
+                await asked.wait()
+                going_on.set()
+                await session.until(lambda: f"took {TRAIN}" in session.calls)
+                assert session.submitted[0].HasField("result")
+
+    play(go())
+
+
+def test_a_run_that_waits_for_space_has_what_nobody_needs(world):
+    """Its task is in hand, and again and again the disk has no room for it."""
+
+    async def go():
+        old = world.blobs.create(lambda path: path.write_bytes(b"of a round before") and None)
+        async with world.loop() as session:
+            gate = asyncio.Event()
+            world.runs[7].does[TRAIN] = [gate]
+            session.offer(TRAIN)
+            await session.until(lambda: len(session.asked) == 2)
+            assert world.blobs.has(old.digest)
+            world.runs[7].troubles.short_of_space = True
+            session.offer(TRAIN)
+            await session.until(lambda: len(session.asked) == 3)
+            assert not world.blobs.has(old.digest)
+            gate.set()
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            await world.idle()
+            assert not world.runs[7].troubles.short_of_space
+
+    play(go())
+
+
+def test_a_result_that_finds_no_space_has_that_of_what_nobody_needs(world, monkeypatch):
+    refusals, real = [OSError(errno.ENOSPC, "full")], module.prepare
+
+    def refuse(*args):
+        if refusals:
+            raise refusals.pop()
+        assert not world.blobs.has(old.digest)
+        return real(*args)
+
+    async def go():
+        monkeypatch.setattr(module, "prepare", refuse)
+        async with world.loop() as session:
+            session.offer(pb.Task(id=TRAIN, model=world.model()))
+            await session.until(lambda: f"took {TRAIN}" in session.calls)
+            assert session.submitted[0].HasField("result")
+
+    old = world.blobs.create(lambda path: path.write_bytes(b"of a round before") and None)
+    play(go())
+    assert not refusals
+
+
 def test_a_run_that_is_taken_on_is_asked_about_at_once(world):
     """It may have been ended while the site took it on: the call that waits does not name it."""
 
@@ -1185,7 +1325,7 @@ def test_one_download_however_many_ask(world):
             found = await asyncio.gather(*(world.tasks.fetch(ref) for _ in range(5)))
             assert len(set(found)) == 1
             assert session.calls == [f"download {ref.digest[-4:]}"]
-            assert len(world.tasks._fetching) == 0
+            assert len(world.tasks._cache._fetching) == 0
 
     play(go())
 

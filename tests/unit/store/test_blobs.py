@@ -516,6 +516,38 @@ def test_what_cannot_be_read_now_is_not_thrown_away(
     assert store.has_whole(REF.digest)
 
 
+def test_a_copy_that_cannot_be_read_makes_room_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FileBlobStore(tmp_path).create(lambda path: path.write_bytes(DATA) and None)
+    store = FileBlobStore(tmp_path, copies=True)
+
+    def fail(errno_: int) -> None:
+        def demand(path: Path, digest: str) -> None:
+            raise OSError(errno_, os.strerror(errno_))
+
+        monkeypatch.setattr(blobs, "demand_digest", demand)
+
+    fail(errno.EMFILE)
+    with pytest.raises(ResourceExhaustedError):
+        store.has_whole(REF.digest)
+    assert store.has(REF.digest), "it is the process that is short of something"
+    fail(errno.EIO)
+    assert not store.has_whole(REF.digest)
+    assert not store.has(REF.digest)
+
+
+def test_what_can_be_received_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=130_000))
+    store = FileBlobStore(tmp_path, reserve_bytes=60_000)
+    assert store.free_bytes() == 70_000
+    writer = store.receive("t", REF)
+    assert store.free_bytes() == 20_000
+    writer.discard()
+    assert FileBlobStore(tmp_path, reserve_bytes=150_000).free_bytes() == -20_000
+
+
 def test_many_who_need_a_blob_read_it_once_and_no_late_verdict_takes_its_successor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -538,3 +570,11 @@ def test_many_who_need_a_blob_read_it_once_and_no_late_verdict_takes_its_success
         list(threads.map(receive_again, range(8)))
     assert len(read) == 1
     assert (tmp_path / NAME).read_bytes() == DATA
+
+
+def test_a_foreign_file_is_no_blob(tmp_path: Path) -> None:
+    store = FileBlobStore(tmp_path)
+    blob = store.create(lambda path: path.write_bytes(b"bytes") and None)
+    for name in ("README", "0" * 63, "A" * 64, ".hidden"):
+        (tmp_path / name).write_text("about this folder")
+    assert store.digests() == [blob.digest]

@@ -31,7 +31,17 @@ from flplatform.core.errors import (
     InvalidArgumentError,
     UnauthenticatedError,
 )
-from flplatform.files.durable import PRIVATE_FILE, fsync_dir, sync, write_atomic
+from flplatform.files.durable import PRIVATE_FILE, sync, write_atomic
+from flplatform.security.audit_files import (
+    exchange,
+    is_open_as,
+    lines,
+    lines_backwards,
+    move_torn_tail_aside,
+    open_append,
+    rotated,
+    tail,
+)
 from flplatform.security.kit import Kit
 from flplatform.security.signing import Signed, check_signature, sign
 
@@ -46,8 +56,6 @@ _END = b'"}\n'
 _SUFFIX_BYTES = len(_HASH_KEY) + len(ZERO_HASH) + len(_END)
 CHECKPOINT_EVERY = 256
 CHECKPOINT_TAG = "audit"
-_BLOCK_BYTES = 256 << 10
-_TAIL_BYTES = 2 << 20  # more than the longest record
 _ACTOR_FIELDS = ("role", "organisation", "fingerprint", "peer")
 
 
@@ -128,10 +136,10 @@ class AuditLog:
             os.close(self._head_file)
             raise FailedPreconditionError(f"{path} is open in another process") from None
         try:
-            torn = _move_torn_tail_aside(path)
+            torn = move_torn_tail_aside(path)
             self._head = _last_record(path)
             _check_not_cut(path, self._head, _read_head(path))
-            self._file = _open_append(path)
+            self._file = open_append(path)
         except BaseException:
             os.close(self._head_file)
             raise
@@ -248,16 +256,33 @@ class AuditLog:
             raise
 
     def _rotate(self) -> None:
-        number = max((int(path.suffix[1:]) for path in _rotated(self._path)), default=0) + 1
-        os.rename(self._path, self._path.with_name(f"{self._path.name}.{number:06d}"))
+        """Begin a new file; while that fails the log goes on in the old one.
+
+        The record that filled it is durable, so that no failure here is one of the record.
+        """
+        try:
+            fresh = exchange(self._path)
+        except OSError as error:
+            if is_open_as(self._path, self._file):
+                log.error("%s: goes on in the same file, none can be begun: %s", self._path, error)
+                return
+            self._broken = True  # nobody would look for the next record where it would be written
+            log.critical(
+                "%s: takes no more records, a new file could not be begun and the old one not be "
+                "put back: %s",
+                self._path,
+                error,
+            )
+            return
         os.close(self._file)
-        self._file = _open_append(self._path)
+        self._file = fresh
 
 
 def verify(path: Path, seal: Seal | None = None) -> Head:
     """Check the whole chain, rotated files included, and return its last record.
 
-    A log that is being written is checked up to the record that was its last at the start.
+    A log that is being written is checked up to the record that was its last at the start. What
+    stands behind the last whole record was never acknowledged: see `unfinished_bytes`.
 
     Args:
         path: the current file.
@@ -268,7 +293,7 @@ def verify(path: Path, seal: Seal | None = None) -> Head:
     """
     head, saved = Head(), _read_head(path)
     signed = _read_checkpoint(path, seal) if seal is not None else Head()
-    for file, number, line in _lines(path):
+    for file, number, line in lines(path):
         where = f"{file}:{number}"
         record = _check_line(line, where)
         if record["seq"] != head.seq + 1:
@@ -282,6 +307,10 @@ def verify(path: Path, seal: Seal | None = None) -> Head:
             raise DataLossError(f"{where}: record {head.seq} is not the one that was signed")
     _check_not_cut(path, head, saved)
     _check_not_cut(path, head, signed)
+    if head.seq and not _head_path(path).exists():  # it is made before the first record
+        raise DataLossError(
+            f"{_head_path(path)} is missing: whether the end of {path.name} was cut cannot be told"
+        )
     if seal is not None and head.seq - signed.seq > 2 * CHECKPOINT_EVERY:
         raise DataLossError(
             f"{path}: record {head.seq} is the last, but the last signed one is {signed.seq}",
@@ -296,33 +325,12 @@ def newest(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataLossError: a line is not a record, or its text was changed.
     """
-    files = [path, *reversed(_rotated(path))]
+    files = [path, *reversed(rotated(path))]
     if not path.exists():  # it has just been rotated
         files = files[1:]
     for file in files:
-        for line in _lines_backwards(file):
+        for line in lines_backwards(file):
             yield _check_line(line, str(file))
-
-
-def _lines_backwards(file: Path) -> Iterator[bytes]:
-    """Yield whole lines from the end; one without an end is still being written."""
-    with file.open("rb") as handle:
-        end = handle.seek(0, os.SEEK_END)
-        rest: bytes | None = None  # the end of a line that begins in the block before
-        while end > 0:
-            start = max(0, end - _BLOCK_BYTES)
-            handle.seek(start)
-            block = handle.read(end - start)
-            if rest is None:
-                block, rest = block[: max(0, block.rfind(b"\n"))], b""
-            first, *lines = (block + rest).split(b"\n")
-            if len(first) > _TAIL_BYTES:
-                raise DataLossError(f"{file}: holds a line of more than {_TAIL_BYTES} bytes")
-            for line in reversed(lines):
-                yield line + b"\n"
-            end, rest = start, first
-        if rest:
-            yield rest + b"\n"
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
@@ -331,20 +339,8 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataLossError: a line is not a record, or its text was changed.
     """
-    for file, number, line in _lines(path):
+    for file, number, line in lines(path):
         yield _check_line(line, f"{file}:{number}")
-
-
-def _lines(path: Path) -> Iterator[tuple[Path, int, bytes]]:
-    for file in [*_rotated(path), path]:
-        if file.exists():
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    yield file, number, line
-
-
-def _rotated(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}.[0-9][0-9][0-9][0-9][0-9][0-9]"))
 
 
 def _short(text: str) -> str:
@@ -412,34 +408,9 @@ def _check_not_cut(path: Path, last: Head, saved: Head) -> None:
         )
 
 
-def _open_append(path: Path) -> int:
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE)
-    fsync_dir(path.parent)
-    return handle
-
-
-def _tail(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        return file.read()
-
-
-def _move_torn_tail_aside(path: Path) -> Path | None:
-    """Cut an unfinished last line (it was never acknowledged) off into a file of its own."""
-    if not path.exists() or (tail := _tail(path)).endswith(b"\n") or not tail:
-        return None
-    torn = tail[tail.rfind(b"\n") + 1 :]
-    aside = path.with_name(f"{path.name}.torn-{time.time_ns()}")
-    write_atomic(aside, torn)
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size - len(torn))
-        os.fsync(file.fileno())
-    return aside
-
-
 def _last_record(path: Path) -> Head:
-    for file in [path, *reversed(_rotated(path))]:
-        if file.exists() and (tail := _tail(file)):
-            record = _check_line(tail[tail.rfind(b"\n", 0, -1) + 1 :], f"the end of {file}")
+    for file in [path, *reversed(rotated(path))]:
+        if file.exists() and (end := tail(file)):
+            record = _check_line(end[end.rfind(b"\n", 0, -1) + 1 :], f"the end of {file}")
             return Head(record["seq"], record["hash"])
     return Head()

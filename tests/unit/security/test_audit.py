@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import stat
@@ -12,6 +13,7 @@ from flplatform.core.errors import DataLossError, FailedPreconditionError
 from flplatform.core.ports import AuditSink
 from flplatform.security import audit
 from flplatform.security.audit import AuditLog, Head, records, verify
+from flplatform.security.audit_files import unfinished_bytes
 
 AMY = {"name": "amy", "role": "lead", "organisation": "a", "fingerprint": "f", "peer": "1.2.3.4"}
 
@@ -104,7 +106,7 @@ TAMPERED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "insert": (lambda lines: [*lines[:3], b"{}\n", *lines[3:]], ":4: this record was changed"),
     "cut the tail": (lambda lines: lines[:-1], "ends with record 4, but record 5 was written"),
     "cut everything": (lambda _: [], "ends with record 0, but record 5 was written"),
-    "tear the tail": (lambda s: [*s[:4], s[4][:-20]], ":5: this record was changed"),
+    "tear the tail": (lambda s: [*s[:4], s[4][:-20]], "with record 4, but record 5 was written"),
     "other line ends": (lambda s: [line[:-1] + b"\r\n" for line in s], ":1: this record was"),
 }
 
@@ -175,6 +177,66 @@ def test_rotation_keeps_the_chain(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl.000002").unlink()
     with pytest.raises(DataLossError, match="follows record"):
         verify(path)
+
+
+def fail(call: str, times: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let some of the calls of `os.open` or `os.rename` find the disk full."""
+    real, calls = getattr(os, call), itertools.count()
+
+    def full(*args: object, **more: object) -> object:
+        if next(calls) in times:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, **more)
+
+    monkeypatch.setattr(os, call, full)
+
+
+@pytest.mark.parametrize(("call", "at"), [("open", 0), ("open", 1), ("rename", 0), ("rename", 1)])
+def test_where_no_new_file_can_be_begun_the_old_one_goes_on(
+    path: Path, call: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(path, "server", rotate_bytes=1)
+    before = sorted(path.parent.iterdir())
+    with monkeypatch.context() as patch:
+        fail(call, range(at, at + 1), patch)
+        log.record(AMY, "abort", "allowed", target="full")  # it is durable
+    assert sorted(path.parent.iterdir()) == before
+    with (path.parent / "other").open("wb") as other:  # takes a number that was free
+        log.record(AMY, "abort", "allowed", target="after")
+        assert os.fstat(other.fileno()).st_size == 0
+    log.close()
+    assert [record["target"] for record in records(path)][-2:] == ["full", "after"]
+    assert verify(path).seq == 7
+    assert path.with_name("audit.jsonl.000001").exists()
+
+
+def test_a_log_that_cannot_be_put_back_takes_no_more_records(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(path, "server", rotate_bytes=1)
+    with monkeypatch.context() as patch:
+        fail("rename", range(1, 9), patch)
+        log.record(AMY, "abort", "allowed", target="full")
+    with pytest.raises(OSError, match="an earlier write failed"):
+        log.record(AMY, "abort", "allowed", target="after")
+    log.close()
+    assert verify(path).seq == 6
+    write(path, 1)
+    assert verify(path).seq == 7
+
+
+def test_a_missing_head_is_noticed(path: Path) -> None:
+    path.with_name("audit.jsonl.head").unlink()
+    with pytest.raises(DataLossError, match=r"audit\.jsonl\.head is missing"):
+        verify(path)
+
+
+def test_what_was_never_acknowledged_is_no_damage(path: Path) -> None:
+    assert unfinished_bytes(path) == 0
+    with path.open("ab") as file:
+        file.write(b'{"seq": 6, "monoto')
+    assert verify(path).seq == 5
+    assert unfinished_bytes(path) == 18
 
 
 def test_a_second_process_is_kept_out(path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from flplatform.core.errors import DataLossError
-from flplatform.security import audit, audit_query
+from flplatform.security import audit, audit_files, audit_query
 from flplatform.security.audit import AuditLog, KitSeal, newest, records, verify
 from flplatform.security.audit_query import AuditQuestion, answer
 from tests.support.federation import provision
@@ -42,10 +42,10 @@ def write(path, count, seal=None, **options):
 @pytest.mark.parametrize("block", [1, 7, 400, 1 << 20])
 @pytest.mark.parametrize("rotate", [1000, 1 << 20])
 def test_backwards_is_forwards_reversed(path, monkeypatch, block, rotate):
-    monkeypatch.setattr(audit, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(audit_files, "_BLOCK_BYTES", block)
     write(path, 9, rotate_bytes=rotate).close()
     if block == 1:
-        monkeypatch.setattr(audit, "_BLOCK_BYTES", 50)
+        monkeypatch.setattr(audit_files, "_BLOCK_BYTES", 50)
     assert list(newest(path)) == list(records(path))[::-1]
 
 

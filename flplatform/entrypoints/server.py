@@ -17,7 +17,6 @@ from flplatform.entrypoints.process import run
 from flplatform.files.durable import end_on_failed_sync
 from flplatform.security.kit import Kit
 from flplatform.server.server import FederatedServer
-from flplatform.server.upkeep.unfinished import demand_finished
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,6 @@ class ServerProcess:
     """The FL side and the admin side, started and stopped together."""
 
     def __init__(self, kit: Kit, end: Callable[[bool], None]) -> None:
-        demand_finished(kit)
         more = command_modules(kit.local.resources.command_modules)
         self._fl = FederatedServer(kit, end)
         self._admin = FedAdminServer(

@@ -15,14 +15,16 @@ from typing import Annotated, Any
 import typer
 
 from flplatform.core import events as ev
-from flplatform.core.errors import FLError
+from flplatform.core.errors import FLError, NotFoundError
 from flplatform.hci.escape import MAX_LINE, escape
-from flplatform.server.upkeep.backup import back_up
+from flplatform.server.upkeep.backup import Manifest, back_up
+from flplatform.server.upkeep.backups import is_backup, verify_backup
 from flplatform.server.upkeep.history import History, RunHistory
 from flplatform.server.upkeep.place import Place
 from flplatform.server.upkeep.replay import replay_run, run_of
 from flplatform.server.upkeep.restore import restore as restore_backup
-from flplatform.server.upkeep.verify import Report, verify_state
+from flplatform.server.upkeep.unfinished import unfinished_in
+from flplatform.server.upkeep.verify import Report, check_own_log, verify_state
 from flplatform.server.wording import describe, moment
 
 app = typer.Typer(
@@ -42,16 +44,25 @@ Damaged = Annotated[
 
 @app.command()
 def verify(
-    kit: KitFolder,
+    folder: Annotated[Path, typer.Argument(metavar="KIT", help="The kit; or a backup, then KIT.")],
+    kit: Annotated[
+        Path | None, typer.Argument(metavar="[KIT]", help="Of the server that made the backup.")
+    ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every blob: digests, and headers of models.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check log, blobs, files and audit; a server may run meanwhile."""
+    """Check log, blobs, files and audit of a state, or of a backup; a server may run meanwhile."""
+    made: Manifest | None = None
     with _errors():
-        report = verify_state(Place.of(kit), deep)
+        _demand_kit(folder, kit)
+        if kit is None:
+            report = verify_state(Place.of(folder), deep)
+        else:
+            made, report = verify_backup(folder, Place.of(kit).kit, deep)
     if as_json:
+        of_backup = {} if made is None else {"made": made.made, "files": len(made.files)}
         _print_json(
             {
                 "problems": [asdict(each) for each in report.problems],
@@ -59,12 +70,33 @@ def verify(
                 "runs": report.runs,
                 "events": report.events,
                 "blobs": report.blobs,
+                "every_byte": report.deep,
                 "audit_records": report.audit_records,
+                **of_backup,
             }
         )
     else:
+        if made is not None:
+            _line(
+                f"backup of {made.name}, made {made.made}: the signature and the digests of its "
+                f"{len(made.files)} files hold"
+            )
         _print_report(report)
     raise typer.Exit(1 if report.problems else 0)
+
+
+def _demand_kit(folder: Path, kit: Path | None) -> None:
+    """Refuse a backup without a kit, and a kit with another.
+
+    Raises:
+        NotFoundError: it is not what the words say.
+    """
+    if kit is None and is_backup(folder):
+        raise NotFoundError(
+            f"{folder} is a backup", hint=f"fl_state verify {folder} KIT, of the server it is of"
+        )
+    if kit is not None and not is_backup(folder):
+        raise NotFoundError(f"{folder} is no backup", hint="fl_state verify KIT, or BACKUP KIT")
 
 
 def _print_report(report: Report) -> None:
@@ -73,9 +105,10 @@ def _print_report(report: Report) -> None:
             _line(f"{kind}  {each}")
     count = len(report.problems)
     found = f"{count} problem{'s' if count != 1 else ''}" if count else "no problem"
+    looked_at = "every byte" if report.deep else "sizes only"
     _line(
-        f"{found} in {report.runs} runs with {report.events} events, {report.blobs} blobs and "
-        f"{report.audit_records} audit records"
+        f"{found} in {report.runs} runs with {report.events} events, {report.blobs} blobs "
+        f"({looked_at}) and {report.audit_records} audit records"
     )
 
 
@@ -87,7 +120,7 @@ def show(
 ) -> None:
     """List the runs, or the events of one in words."""
     with _errors():
-        place = Place.of(kit)
+        place = _place(kit)
         if run is not None:
             _show_run(run_of(place, run), as_json)
         else:
@@ -159,10 +192,11 @@ def replay(
     words = {"freed": "inputs freed", "waiting": "not published yet"}
     rounds = []
     with _errors():
-        for each in replay_run(Place.of(kit), run, round_number, scratch):
+        for each in replay_run(_place(kit), run, round_number, scratch):
             rounds.append(each)
             if not as_json:
-                text = f"round {each.round}: {words.get(each.outcome, each.outcome)}"
+                which = f"round {each.round}" if each.round else f"run {run}"
+                text = f"{which}: {words.get(each.outcome, each.outcome)}"
                 _line(": ".join(filter(None, (text, each.detail or each.published))))
     if as_json:
         _print_json({"run": run, "rounds": [asdict(each) for each in rounds]})
@@ -207,20 +241,51 @@ def restore(
     """Verify a backup and make it the state of a stopped server."""
     with _errors():
         place = Place.of(kit)
-        done = restore_backup(
-            source,
-            place,
-            move_aside=move_aside,
-            with_local=with_local,
-            damaged=damaged,
-            progress=_step,
-        )
+        try:
+            done = restore_backup(
+                source,
+                place,
+                move_aside=move_aside,
+                with_local=with_local,
+                damaged=damaged,
+                progress=_step,
+            )
+        except (FLError, OSError):
+            _tell_unfinished(place)
+            raise
     if done.aside:
         _line(f"the former state lies in {done.aside}")
+    if done.log_aside:
+        _line(f"the former event log lies in {done.log_aside}, with all whose names begin so")
+    for path in done.half:
+        _line(f"{path} is what a restore that did not end had made: it can be removed")
     for name in done.other_local:
         _line(f"{name} differs from the backup's and stayed; --with-local takes the backup's")
+    if done.took_url:
+        _line(f"the event log lies where the backup's local files have it: {done.log}")
     made = done.manifest
     _line(f"restored {made.runs} runs with {made.events} events, as they were at {made.made}")
+    if done.unended:
+        _line(
+            f"not ended at the backup, and going on: {', '.join(map(str, done.unended))}; if the "
+            "sites have ended such a run since, they say `this site does not have run N` and take "
+            "no second start of it: abort it and submit its job again"
+        )
+
+
+def _place(kit: Path) -> Place:
+    """Return the state of a kit; say if it is not what it should be."""
+    place = Place.of(kit)
+    _tell_unfinished(place)
+    with place.snapshot() as log:
+        for each in check_own_log(place, log):
+            print(f"PROBLEM  {escape(str(each), MAX_LINE)}", file=sys.stderr)
+    return place
+
+
+def _tell_unfinished(place: Place) -> None:
+    if found := unfinished_in(place.kit.folder):
+        print(f"fl_state: {escape(found.told(place.kit.folder), MAX_LINE)}", file=sys.stderr)
 
 
 def _step(text: str) -> None:

@@ -44,6 +44,8 @@ from flplatform.server.servicers import (
     FederatedTrainingServicer,
 )
 from flplatform.server.training import ModelResultProcessor, ResultProcessors, TrainingService
+from flplatform.server.upkeep.log_id import OwnLog
+from flplatform.server.upkeep.unfinished import demand_finished
 from flplatform.server.validation import ValidateResultProcessor
 from flplatform.store.blobs import FileBlobStore
 from flplatform.store.state import SqlStateStore
@@ -110,10 +112,12 @@ class FederatedServer:
         end: called with whether to restart, when an admin ends the process.
 
     Raises:
+        ConfigError: a restore did not end, or the log is not that of the state folder.
         FLError: the state cannot be opened.
     """
 
     def __init__(self, kit: Kit, end: Callable[[bool], None]) -> None:
+        demand_finished(kit)
         limits = kit.server.limits
         folder = kit.state_folder()
         self._end = end
@@ -122,12 +126,15 @@ class FederatedServer:
         self.trust = Trust(kit, self.denials)
         self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="blob", initializer=give_way)
         resources = kit.local.resources
+        own_log = OwnLog(folder, folder / "blobs")
         self.store = SqlStateStore(
             resources.state_url or folder / "events.db",
             self._on_fatal,
             resources.state_reconnect_s,
             opening_s=resources.state_reconnect_s,
+            admit=own_log.demand,
         )
+        own_log.keep(self.store.origin)
         self.blobs = FileBlobStore(
             folder / "blobs", max(limits.reserve_bytes, resources.reserve_bytes)
         )

@@ -304,14 +304,21 @@ class Staging:
         """Delete blobs that nothing names and that are older than `unused_s` seconds."""
         await self._runs.retention.free(())  # the logs are read before the looking, not after
         old = await asyncio.to_thread(self._older_than, time.time() - unused_s)
-        await self._runs.retention.free(old)
+        await self._runs.retention.free(old.keys())
+        gone = await asyncio.to_thread(
+            lambda: [size for digest, size in old.items() if not self._blobs.has(digest)]
+        )
+        if gone:
+            log.info("unused blobs collected: %d with %d bytes", len(gone), sum(gone))
 
-    def _older_than(self, moment: float) -> list[str]:
-        found = []
+    def _older_than(self, moment: float) -> dict[str, int]:
+        """Return digests and sizes of blobs that were last written before a moment."""
+        found = {}
         for digest in self._blobs.digests():
             try:
-                if self._blobs.path(digest).stat().st_mtime < moment:
-                    found.append(digest)
+                status = self._blobs.path(digest).stat()
             except (NotFoundError, FileNotFoundError):
                 continue  # freed meanwhile
+            if status.st_mtime < moment:
+                found[digest] = status.st_size
         return found

@@ -4,34 +4,78 @@ Nothing here writes to the database or takes its writer's lock.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from flplatform.core.errors import (
     ConfigError,
     DataLossError,
-    FailedPreconditionError,
     NotFoundError,
     UnavailableError,
 )
 from flplatform.core.ports import Row
 from flplatform.files.durable import PRIVATE_FILE
 from flplatform.store.postgres import PostgresDatabase
-from flplatform.store.schema import EVENTS, STEPS
+from flplatform.store.schema import EVENTS, read_origin, read_version
 from flplatform.store.sqlite import BUSY_TIMEOUT_S
 from flplatform.store.state import SqlStateStore
+from flplatform.store.targets import demand_url
 
 SCAN_SILENCE_S = 600.0
 """A scan of a whole log says nothing until it is through."""
 
-_VERSION = text("SELECT version FROM schema_version")
+_COLUMNS = ("stream", "seq", "time", "type", "version", "body")
+_TYPES = {"seq": "integer", "version": "integer"}
+"""What SQLite must have stored in a column; in the others it must be text."""
+_RAW = ", ".join(f"typeof({name}), CAST({name} AS BLOB)" for name in _COLUMNS)
+_ROWS = text(
+    f"SELECT {_RAW} FROM events "  # noqa: S608 - only the names of columns
+    "WHERE stream = CAST(:stream AS TEXT) OR stream = :stream ORDER BY events.seq"
+)
+_STREAMS = text("SELECT DISTINCT CAST(stream AS BLOB) FROM events")
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedRow:
+    """What stands in the place of a row and is none.
+
+    Attributes:
+        seq: its number; 0 if that is lost too.
+        text: what is wrong, as what follows its name in a sentence.
+    """
+
+    seq: int
+    text: str
+
+
+def _row(raw: Sequence[Any]) -> Row | DamagedRow:
+    """Read a row: for each column how SQLite has stored it, and its bytes."""
+    values: dict[str, Any] = {}
+    wrong = []
+    for name, stored, data in zip(_COLUMNS, raw[::2], raw[1::2], strict=True):
+        wanted = _TYPES.get(name, "text")
+        if stored != wanted:
+            wrong.append(f"{name} is stored as {stored}, not as {wanted}")
+            continue
+        try:
+            value = data.decode()
+            values[name] = int(value) if wanted == "integer" else value
+        except UnicodeDecodeError:
+            wrong.append(f"{name} holds bytes that are no text")
+    if wrong:
+        return DamagedRow(values.get("seq", 0), f"is damaged: {', '.join(wrong)}")
+    return Row(**values)
+
+
+def _name(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
 
 
 class Snapshot:
@@ -39,28 +83,65 @@ class Snapshot:
 
     Attributes:
         name: what messages call the database; never holds a password.
+        origin: the id of the log; empty before the first start that gives it one.
     """
 
     def __init__(self, name: str, connection: Connection) -> None:
         self.name = name
         self._connection = connection
-        if not inspect(connection).has_table("schema_version"):
+        if read_version(connection, name) is None:
             raise NotFoundError(f"{name} holds no event log", hint="no server has used it yet")
-        version: Any = connection.scalar(_VERSION)
-        if version > len(STEPS):
-            raise FailedPreconditionError(
-                f"{name} has schema {version}; this release knows schemas up to {len(STEPS)}",
-                hint="use the release that wrote it",
-            )
+        if not inspect(connection).has_table(EVENTS.name):
+            raise DataLossError(f"{name} has lost its events", hint="restore it from a backup")
+        self.origin = read_origin(connection)
+
+    @property
+    def _may_hold_anything(self) -> bool:
+        """Whether values may be of any type and bytes: PostgreSQL checks what it is given."""
+        return self._connection.dialect.name == "sqlite"
 
     def streams(self) -> list[str]:
-        """Return the names of all streams, also of such that lack their first event."""
-        return sorted(self._connection.scalars(select(EVENTS.c.stream).distinct()))
+        """Return the names of all streams, also of such that lack their first event.
+
+        Bytes that are no UTF-8 are in them as `surrogateescape` decodes them.
+        """
+        if not self._may_hold_anything:
+            return sorted(self._connection.scalars(select(EVENTS.c.stream).distinct()))
+        return sorted(
+            {_name(name) for name in self._connection.scalars(_STREAMS) if name is not None}
+        )
 
     def read(self, stream: str) -> list[Row]:
-        """Return the rows of a stream in the order of their numbers."""
-        query = select(*EVENTS.c).where(EVENTS.c.stream == stream).order_by(EVENTS.c.seq)
-        return [Row(*row) for row in self._connection.execute(query)]
+        """Return the rows of a stream in the order of their numbers.
+
+        Raises:
+            DataLossError: one of them cannot be read.
+        """
+        rows: list[Row] = []
+        for row in self.scan(stream):
+            if isinstance(row, DamagedRow):
+                raise DataLossError(f"{stream}#{row.seq} {row.text}")
+            rows.append(row)
+        return rows
+
+    def scan(self, stream: str) -> "list[Row | DamagedRow]":
+        """Return the rows of a stream in the order of their numbers, also those that are no rows.
+
+        Args:
+            stream: as `streams` names it.
+        """
+        if not self._may_hold_anything:
+            query = select(*EVENTS.c).where(EVENTS.c.stream == stream).order_by(EVENTS.c.seq)
+            return [Row(*row) for row in self._connection.execute(query)]
+        found: list[Row | DamagedRow] = []
+        try:
+            values = {"stream": stream.encode(errors="surrogateescape")}
+            found.extend(_row(row) for row in self._connection.execute(_ROWS, values))
+        except DBAPIError as error:
+            if not _is_damage(error):
+                raise
+            found.append(DamagedRow(0, f"and what follows cannot be read: {error.orig}"))
+        return found
 
     def damage(self, deep: bool) -> list[str]:
         """Return what the database itself finds wrong with its file; PostgreSQL has no such test.
@@ -71,8 +152,13 @@ class Snapshot:
         if self._connection.dialect.name != "sqlite":
             return []
         check = "integrity_check" if deep else "quick_check"
-        found = [str(line) for line in self._connection.scalars(text(f"PRAGMA {check}(10)"))]
-        return [line for line in found if line != "ok"]
+        try:
+            found = [str(line) for line in self._connection.scalars(text(f"PRAGMA {check}(10)"))]
+        except DBAPIError as error:
+            if not _is_damage(error):
+                raise
+            found = [str(error.orig)]
+        return [" ".join(line.split()) for line in found if line != "ok"]
 
     def copy(self, path: Path) -> None:
         """Write the log into a new SQLite file, the portable form, durable on return.
@@ -88,18 +174,22 @@ class Snapshot:
                 # The copy is one file: its log is written back, and it opens without one.
                 target.execute("PRAGMA journal_mode=DELETE")
             return
-        with closing(open_store(path)) as store:
+        with closing(open_store(path, self.origin)) as store:
             for stream in self.streams():
                 store.append(self.read(stream)).result()
 
 
-def open_store(target: str | Path) -> SqlStateStore:
+def open_store(target: str | Path, origin: str = "") -> SqlStateStore:
     """Open a store for one-off work: a failed write is raised by its append alone.
+
+    Args:
+        target: as `SqlStateStore`.
+        origin: the id that the log is to carry; empty for its own.
 
     Raises:
         FLError: as `SqlStateStore`; FailedPreconditionError while a server has it open.
     """
-    return SqlStateStore(target, lambda _error: None)
+    return SqlStateStore(target, lambda _error: None, origin=origin)
 
 
 @contextmanager
@@ -135,13 +225,13 @@ def sqlite_file(target: str | Path) -> Path | None:
     Raises:
         ConfigError: the URL is malformed.
     """
-    url = _url(target)
+    url = demand_url(target)
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
 def _reading(target: str | Path) -> tuple[str, Engine, AbstractContextManager[None]]:
     """Return what messages call a database, its engine and what explains its errors."""
-    url = _url(target)
+    url = demand_url(target)
     match url.get_backend_name():
         case "sqlite":
             path = Path(url.database or "")
@@ -176,16 +266,11 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except DBAPIError as error:
         what = f"{path}: {error.orig}"
-        damaged = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
-        if getattr(error.orig, "sqlite_errorname", "").startswith(damaged):
+        if _is_damage(error):
             raise DataLossError(what, hint="restore it from a backup") from error
         raise UnavailableError(what) from error
 
 
-def _url(target: str | Path) -> URL:
-    if isinstance(target, Path) or "://" not in target:
-        return URL.create("sqlite", database=str(target))
-    try:
-        return make_url(target)
-    except (ArgumentError, ValueError):  # their texts may hold the URL, and so a password
-        raise ConfigError("state_url is not a database URL") from None
+def _is_damage(error: DBAPIError) -> bool:
+    name = getattr(error.orig, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "UTF-8" in str(error.orig)

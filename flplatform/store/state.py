@@ -19,22 +19,18 @@ from itertools import islice
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, func, insert, select, tuple_
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 
 from flplatform.core.errors import (
     AlreadyExistsError,
-    ConfigError,
     DataLossError,
     FailedPreconditionError,
     FLError,
     UnavailableError,
 )
 from flplatform.core.ports import Row
-from flplatform.store.database import Database
-from flplatform.store.postgres import PostgresDatabase
 from flplatform.store.schema import EVENTS, demand_writer, migrate
-from flplatform.store.sqlite import SqliteFile
+from flplatform.store.targets import open_database
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +43,14 @@ LOCK_WAIT_S = 5.0
 RECONNECT_S = 60.0
 CLOSE_S = 10.0
 """How long a store that is being closed goes on looking for a lost database."""
-URL_HINT = "use sqlite:////path/to/file or postgresql+psycopg://user@host/database"
 PAUSES_S = (0.05, 1.0)
 """First and longest pause between two attempts to connect or to lock."""
 OPENING_PAUSES_S = (0.25, 5.0)
 """First and longest pause between two attempts to open a database; each is logged."""
+
+
+Admit = Callable[[str, str, bool], None]
+"""(what messages call a log, its id, whether it is empty): raises if it is not the one wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +78,12 @@ class SqlStateStore:
             its writer. What is on disk is then unknown: it should end the process.
         reconnect_s: how long a lost connection to the database may stay lost.
         opening_s: how long to wait for a database that is away; a file is not waited for.
+        origin: the id that the log is to carry from now on; empty for its own.
+        admit: asked before anything is changed in the database; what it raises, the opening raises.
 
     Attributes:
+        name: what messages call the database; never holds a password.
+        origin: the id of the log, random; whatever copies the log whole copies it too.
         trouble: why nothing can be written now, while the database is away; else "".
 
     Raises:
@@ -96,8 +99,12 @@ class SqlStateStore:
         on_fatal: Callable[[BaseException], None],
         reconnect_s: float = RECONNECT_S,
         opening_s: float = 0.0,
+        origin: str = "",
+        admit: Admit = lambda _name, _origin, _is_empty: None,
     ) -> None:
         self.trouble = ""
+        self.origin = origin
+        self._admit_log = admit
         self._on_fatal = on_fatal
         self._reconnect_s = reconnect_s
         self._token = secrets.token_hex(16)
@@ -108,7 +115,8 @@ class SqlStateStore:
         self._queue: queue.SimpleQueue[_Append | None] = queue.SimpleQueue()
         self._heads: dict[str, int] = {}
         with ExitStack() as closing:
-            self._database = _database(target, closing)
+            self._database = open_database(target, closing)
+            self.name = self._database.name
             self._engine: Engine = self._database.engine
             closing.callback(self._engine.dispose)
             self._connection = self._opened(opening_s if self._database.remote else 0.0)
@@ -201,7 +209,11 @@ class SqlStateStore:
         connection = self._database.connect()
         try:
             self._lock(connection)
-            migrate(connection, self._database.name, self._token)
+            with connection.begin():
+                origin = migrate(connection, self.name, self._token, self.origin)
+                is_empty = connection.scalar(select(EVENTS.c.seq).limit(1)) is None
+                self._admit_log(self.name, origin, is_empty)
+            self.origin = origin
         except BaseException:
             connection.close()
             raise
@@ -394,19 +406,3 @@ def _refusal(failure: BaseException | None) -> UnavailableError:
     return UnavailableError(
         f"the state store has failed: {failure}", hint="see the server's log, then restart it"
     )
-
-
-def _database(target: str | Path, closing: ExitStack) -> Database:
-    if isinstance(target, Path) or "://" not in target:
-        return SqliteFile(URL.create("sqlite", database=str(target)), closing)
-    try:
-        url = make_url(target)
-    except (ArgumentError, ValueError):  # their texts may hold the URL, and so a password
-        raise ConfigError("state_url is not a database URL", hint=URL_HINT) from None
-    match url.get_backend_name():
-        case "sqlite":
-            return SqliteFile(url, closing)
-        case "postgresql":
-            return PostgresDatabase(url)
-        case other:
-            raise ConfigError(f"state_url: no state can be kept in {other}", hint=URL_HINT)

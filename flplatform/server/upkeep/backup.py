@@ -12,18 +12,24 @@ it: the kit itself is kept by who provisioned it.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from flplatform import __version__
-from flplatform.core.errors import AlreadyExistsError, DataLossError, InvalidArgumentError
+from flplatform.core.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    FLError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from flplatform.core.strict import Strict
-from flplatform.files.digest import demand_digest, digest_of_file
+from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import (
-    PRIVATE_FILE,
     fsync_dir,
     private_dir,
     temporary_beside,
@@ -31,23 +37,28 @@ from flplatform.files.durable import (
 )
 from flplatform.security.kit import Kit
 from flplatform.security.signing import sign
+from flplatform.server.upkeep.files import check_files
 from flplatform.server.upkeep.history import History
 from flplatform.server.upkeep.place import (
     AUDIT,
     BLOBS,
     LOG,
+    LOOKS,
     READY,
     Place,
     history_of,
     needs_of,
 )
+from flplatform.server.upkeep.taking import TakenBlobs, copy_file, why_unreadable
+from flplatform.server.upkeep.unfinished import unfinished_in
+from flplatform.server.upkeep.verify import check_emptiness, verify_state
 from flplatform.store.snapshot import snapshot
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 TAG = "backup"
 STATE, LOCAL = "state", "local"
-SAME_MISSING = 3
-"""How often blobs must be found missing, each time with a newer log, to be lost."""
+MOST_LOGS = 10
+"""How many logs are taken until one has all its blobs."""
 
 
 class Entry(Strict):
@@ -99,10 +110,14 @@ def back_up(
         AlreadyExistsError: the target exists.
         InvalidArgumentError: it lies in the state itself.
         DataLossError: the state has problems.
+        UnavailableError: a server at work frees blobs faster than they can be taken.
+        FailedPreconditionError: a restore of it did not end.
         FLError: the log cannot be read.
         OSError: the disk refused; nothing is left behind.
     """
     target = target.absolute()
+    if found := unfinished_in(place.kit.folder):
+        raise FailedPreconditionError(found.told(place.kit.folder))
     if target.exists():
         raise AlreadyExistsError(f"{target} exists", hint="name a folder that does not")
     if target.resolve().is_relative_to(place.folder.resolve()):
@@ -114,21 +129,44 @@ def back_up(
         _seal(place.kit, temporary, manifest)
         os.rename(temporary, target)
         fsync_dir(target.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _rename_in(error, temporary, target)
         raise
     return manifest
+
+
+def _rename_in(error: BaseException, temporary: Path, target: Path) -> None:
+    """Have an error name the folder that was asked for, not the one that has gone."""
+    if isinstance(error, FLError):
+        error.message = error.message.replace(str(temporary), str(target))
+    elif isinstance(error, OSError) and isinstance(error.filename, str):
+        error.filename = error.filename.replace(str(temporary), str(target))
 
 
 def _fill(
     place: Place, folder: Path, damaged: bool, link: bool, progress: Callable[[str], None]
 ) -> Manifest:
+    problems = _Problems(folder, damaged)
+    problems.add(each.what for each in check_files(place) if each.problem)
     progress("the log, and the blobs that it needs")
-    history, files, problems = _copy_log_and_blobs(place, folder, damaged, link)
+    taken = TakenBlobs(place.blobs, private_dir(folder / BLOBS), link, progress)
+    history = _take_log_and_blobs(place, folder, taken, progress)
+    problems.add(each.what for each in history.findings if each.problem)
+    problems.add(each.what for each in check_emptiness(place, history))
+    files = dict(_checked(taken, problems))
     progress("the other files of the state, and the kit's local files")
     _copy_audit(place.folder, private_dir(folder / STATE))
-    _copy_tree(place.folder, folder / STATE, _wanted)
-    _copy_tree(place.kit.folder / "local", private_dir(folder / LOCAL), lambda _path: True)
+    problems.add(_copy_tree(place.folder, folder / STATE, _wanted))
+    problems.add(
+        _copy_tree(place.kit.folder / "local", private_dir(folder / LOCAL), lambda _path: True)
+    )
+    progress("checking what was taken")
+    problems.add(
+        each.what
+        for each in verify_state(Place.of_backup(folder, place.kit)).problems
+        if each.where.removeprefix("blob ") not in taken.unreadable
+    )
     for root in (STATE, LOCAL):
         files |= {str(path.relative_to(folder)): _entry(path) for path in _files(folder / root)}
     files[LOG] = _entry(folder / LOG)
@@ -141,99 +179,101 @@ def _fill(
         runs=len(history.runs),
         events=history.count,
         files=dict(sorted(files.items())),
-        problems=tuple(problems),
+        problems=tuple(problems.texts),
     )
 
 
-def _copy_log_and_blobs(
-    place: Place, folder: Path, damaged: bool, link: bool
-) -> tuple[History, dict[str, Entry], list[str]]:
-    """Take the log first, then its blobs; a newer log if a server has freed one meanwhile."""
-    log, blobs = folder / LOG, private_dir(folder / BLOBS)
-    times: dict[str, int] = {}
-    while True:
+class _Problems:
+    """What is wrong with a state that is being backed up.
+
+    Args:
+        folder: the unfinished backup; no text names it.
+        damaged: collect them; else the first ones end the backup.
+    """
+
+    def __init__(self, folder: Path, damaged: bool) -> None:
+        self.texts: list[str] = []
+        self._folder = folder
+        self._damaged = damaged
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Note problems.
+
+        Raises:
+            DataLossError: there are some, and a damaged state is not to be backed up.
+        """
+        for text in texts:
+            if (shown := text.replace(f"{self._folder}/", "")) not in self.texts:
+                self.texts.append(shown)
+        if self.texts and not self._damaged:
+            count = len(self.texts)
+            raise DataLossError(
+                f"the state has {count} problem{'s' if count > 1 else ''}, the first: "
+                + self.texts[0],
+                hint="fl_state verify --deep names all; --damaged copies what is left",
+            )
+
+
+def _take_log_and_blobs(
+    place: Place, folder: Path, taken: TakenBlobs, progress: Callable[[str], None]
+) -> History:
+    """Take the log and what it needs; a newer log if a server has freed some of it meanwhile.
+
+    The blobs are taken right before and right after the log, before the log is read: a run with
+    short rounds frees what it needed a moment ago. What was taken and is not needed goes again.
+
+    Raises:
+        UnavailableError: the server was always faster.
+    """
+    log, times = folder / LOG, dict[str, int]()
+    unwanted: set[str] = set()
+    dropped: set[str] = set()
+    if not taken.links:  # what nobody needs takes time and room
+        before = place.blobs.digests()
+        unwanted = set(before) - needs_of(place.history()).keys()
+    for _ in range(MOST_LOGS):
+        taken.take(set(place.blobs.digests()) - unwanted)
         log.unlink(missing_ok=True)
         with place.snapshot() as now:
             now.copy(log)
+        taken.take(set(place.blobs.digests()) - unwanted)
         with snapshot(log) as copied:
             history = history_of(copied)
-        problems = [str(finding) for finding in history.findings if finding.problem]
         needs = needs_of(history)
-        missing = {digest for digest in needs if not _take(place, digest, blobs, link)}
+        taken.take(needs)
+        again = taken.drop_all_but(needs)
+        if not taken.links:
+            unwanted |= again & dropped
+            dropped |= again
+        missing = needs.keys() - taken.here
         times = {digest: times.get(digest, 0) + 1 for digest in missing}
-        if not missing or min(times.values()) >= SAME_MISSING:
-            break
-    problems += [
-        f"blob {digest} is missing, run {needs[digest].by} needs it" for digest in sorted(missing)
-    ]
-    if problems and not damaged:
-        raise DataLossError(
-            f"the state has {len(problems)} problems, the first: {problems[0]}",
-            hint="fl_state verify names all; --damaged copies what is left",
-        )
-    files: dict[str, Entry] = {}
-    for path in _files(blobs):
-        digest = f"blake3:{path.name}"
-        if digest not in needs:
-            path.unlink()
-            continue
+        if all(count >= LOOKS for count in times.values()):
+            return history
+        count = f"{len(missing)} blob{'s' if len(missing) > 1 else ''}"
+        progress(f"{count} not there, perhaps freed meanwhile: a newer log")
+    runs = sorted({run for digest in missing for run in needs[digest].runs})
+    raise UnavailableError(
+        f"{MOST_LOGS} times the server freed blobs faster than they could be taken, those of run "
+        + ", ".join(map(str, runs)),
+        hint="try again when that has ended, or stop the server meanwhile",
+    )
+
+
+def _checked(taken: TakenBlobs, problems: _Problems) -> Iterator[tuple[str, Entry]]:
+    """Read what was taken, drop what is damaged, yield the rest by its name in the backup."""
+    for digest in sorted(taken.here):
+        path = taken.file(digest)
         try:
-            demand_digest(path, digest)
-        except DataLossError as error:
-            if not damaged:
-                raise
-            problems.append(error.message)
-            path.unlink()
-            continue
-        files[f"{BLOBS}/{path.name}"] = Entry(digest=digest, size=path.stat().st_size)
-    return history, files, problems
-
-
-def _take(place: Place, digest: str, folder: Path, link: bool) -> bool:
-    """Link or copy a blob; return whether it is there."""
-    source = place.blobs.file(digest)
-    target = folder / source.name
-    if target.exists():
-        return True
-    try:
-        if not (link and _link(source, target)):
-            copy_file(source, target)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _link(source: Path, target: Path) -> bool:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system, or one without links
-        return False
-    return True
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, durable on return, for this user alone.
-
-    Args:
-        source: an existing file.
-        target: must not exist.
-
-    Raises:
-        OSError: it cannot be read or written; nothing is left behind.
-    """
-    with source.open("rb") as reader:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        handle = os.open(target, flags, PRIVATE_FILE)
-        try:
-            with os.fdopen(handle, "wb") as writer:
-                shutil.copyfileobj(reader, writer, 4 << 20)
-                writer.flush()
-                os.fsync(writer.fileno())
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+            found, size = digest_of_file(path)
+            why = "" if found == digest else f"is damaged: its {size} bytes have digest {found}"
+        except OSError as error:
+            why = why_unreadable(error)
+        if why:
+            taken.unreadable[digest] = why
+            taken.drop(digest)
+        else:
+            yield f"{BLOBS}/{path.name}", Entry(digest=digest, size=size)
+    problems.add(f"blob {digest} {why}" for digest, why in sorted(taken.unreadable.items()))
 
 
 def _copy_audit(source: Path, target: Path) -> None:
@@ -269,13 +309,18 @@ def _wanted(path: Path) -> bool:
     )
 
 
-def _copy_tree(source: Path, target: Path, wanted: Callable[[Path], bool]) -> None:
+def _copy_tree(source: Path, target: Path, wanted: Callable[[Path], bool]) -> Iterator[str]:
+    """Copy files; yield what is wrong with those that cannot be read."""
     for path in _files(source):
         relative = path.relative_to(source)
         if wanted(relative):
             private_dir(target / relative.parent)
-            with suppress(FileNotFoundError):  # a running server removes some
+            try:
                 copy_file(path, target / relative)
+            except FileNotFoundError:  # a running server removes some
+                continue
+            except OSError as error:
+                yield f"{source.name}/{relative} {why_unreadable(error)}"
 
 
 def _files(root: Path) -> Iterator[Path]:

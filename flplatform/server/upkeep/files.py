@@ -3,109 +3,147 @@
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from flplatform.core.errors import DataLossError, FLError, ModelFormatError
+from flplatform.core.model import is_digest
 from flplatform.files.digest import demand_digest
 from flplatform.files.modelfile import read_layout
-from flplatform.security.audit import Head, KitSeal, verify
+from flplatform.security.audit import Head, KitSeal, records, verify
+from flplatform.security.audit_files import unfinished_bytes
 from flplatform.server.upkeep.findings import RESTORE, Finding, note
 from flplatform.server.upkeep.place import AUDIT, BLOBS, BlobFolder, Need, Place
+from flplatform.store.blobs import KEEP_PARTS_S
 
 BLOB_MISSING = "blob is there"
+BLOB_READ = "I5 blob"
 BLOB_SIZE = "I5 blob size"
 BLOB_DIGEST = "I5 blob digest"
 BLOB_MODEL = "I5 model file"
 UNREFERENCED = "unreferenced blob"
+FOREIGN = "foreign file"
 PARTIAL = "partial upload"
 WHOLE_FILE = "I5 whole file"
 TEMPORARY = "temporary file"
 RIGHTS = "rights"
 AUDIT_CHAIN = "I7 audit chain"
 
+_LOGGED = ("begin", "stage", "submit", "validate_begin")
+"""Commands whose effect is in the log."""
 _JSON_FILES = ("users.json", "sites.json", "login_attempts.json")
+INCOMING = "incoming"
 _PUBLIC_IN_PRIVATE = 0o444
 _FROM_BACKUP = "put it back from a backup: its blobs folder has files of the same names"
 
 
-def check_blobs(blobs: BlobFolder, needs: Mapping[str, Need], deep: bool) -> Iterator[Finding]:
-    """Check that what is needed is there, whole, and what it should be.
+def check_blobs(
+    blobs: BlobFolder, needs: Mapping[str, Need], deep: bool
+) -> tuple[list[Finding], set[str]]:
+    """Check that what is needed is whole, and what it should be; return what is missing, too.
 
     Args:
         blobs: the folder.
         needs: what the log needs.
         deep: compute every digest, and read the header of every model.
     """
+    if blobs.root.exists() and not blobs.root.is_dir():
+        text = f"it is no folder, and the log needs {len(needs)} blobs"
+        return [Finding(f"state/{BLOBS}", BLOB_MISSING, text, RESTORE)], set()
+    findings: list[Finding] = []
+    missing: set[str] = set()
     for digest, need in sorted(needs.items()):
-        where = f"blob {digest}"
-        who = f"run {need.by} needs it" if need.by else "a staged job needs it"
-        path = blobs.file(digest)
         try:
-            size = path.stat().st_size
+            findings += _check_blob(blobs.file(digest), digest, need, deep)
         except FileNotFoundError:
-            yield Finding(where, BLOB_MISSING, f"it is missing, {who}", _FROM_BACKUP)
-            continue
-        if size != need.size:
-            text = f"it has {size} bytes, the log says {need.size}; {who}"
-            yield Finding(where, BLOB_SIZE, text, _FROM_BACKUP)
-        elif deep:
-            yield from _check_content(path, digest, need)
+            missing.add(digest)
+        except OSError as error:
+            text = f"it cannot be read: {error.strerror}; {need.who}"
+            findings.append(Finding(f"blob {digest}", BLOB_READ, text, _FROM_BACKUP))
+    return findings, missing
 
 
-def _check_content(path: Path, digest: str, need: Need) -> Iterator[Finding]:
-    where = f"blob {digest}"
-    try:
-        demand_digest(path, digest)
-        if need.is_model:
-            read_layout(path)
-    except FileNotFoundError:
-        yield Finding(where, BLOB_MISSING, "it has gone meanwhile", _FROM_BACKUP)
-    except DataLossError as error:
-        yield Finding(where, BLOB_DIGEST, error.message, _FROM_BACKUP)
-    except ModelFormatError as error:
-        yield Finding(where, BLOB_MODEL, str(error), _FROM_BACKUP)
+def missing_blobs(missing: Collection[str], needs: Mapping[str, Need]) -> Iterator[Finding]:
+    """Say of blobs that they are missing, and who needs them."""
+    for digest in sorted(missing):
+        text = f"it is missing, {needs[digest].who}"
+        yield Finding(f"blob {digest}", BLOB_MISSING, text, _FROM_BACKUP)
+
+
+def _check_blob(path: Path, digest: str, need: Need, deep: bool) -> Iterator[Finding]:
+    where, status = f"blob {digest}", path.lstat()
+    if stat.S_ISLNK(status.st_mode) and path.stat():
+        return  # said with the rights
+    if not stat.S_ISREG(status.st_mode):
+        yield Finding(where, BLOB_READ, f"it is no plain file; {need.who}", _FROM_BACKUP)
+    elif status.st_size != need.size:
+        text = f"it has {status.st_size} bytes, the log says {need.size}; {need.who}"
+        yield Finding(where, BLOB_SIZE, text, _FROM_BACKUP)
+    elif deep:
+        try:
+            demand_digest(path, digest)
+            if need.is_model:
+                read_layout(path)
+        except DataLossError as error:
+            yield Finding(where, BLOB_DIGEST, error.message, _FROM_BACKUP)
+        except ModelFormatError as error:
+            yield Finding(where, BLOB_MODEL, str(error), _FROM_BACKUP)
 
 
 def list_unneeded(blobs: BlobFolder, needs: Mapping[str, Need]) -> Iterator[Finding]:
-    """Name blobs that the log does not need, and uploads that were cut off."""
-    for digest in blobs.digests():
-        path = blobs.root / digest.partition(":")[2]
-        if digest not in needs and path.exists():
-            text = f"{path.stat().st_size} bytes that no run needs"
+    """Name blobs that the log does not need, uploads that were cut off, and foreign files."""
+    for path, size in _sizes(blobs.root):
+        digest = f"blake3:{path.name}"
+        if is_digest(digest) and digest not in needs:
+            text = f"{size} bytes that no run needs"
             hint = "an upload that is still to be accepted, or a leftover: harmless"
             yield note(f"blob {digest}", UNREFERENCED, text, hint)
-    incoming = blobs.root / "incoming"
-    for part in sorted(incoming.iterdir()) if incoming.is_dir() else ():
+        elif not is_digest(digest) and path.name != INCOMING and not path.name.startswith("."):
+            yield note(
+                f"{BLOBS}/{path.name}", FOREIGN, "it is no blob, and no release puts it there",
+                "the server leaves it alone; put it elsewhere",
+            )  # fmt: skip
+    for part, size in _sizes(blobs.root / INCOMING):
         yield note(
-            f"{BLOBS}/incoming/{part.name}", PARTIAL, f"{part.stat().st_size} bytes so far",
-            "its site goes on with it; after a week the server removes it at a start",
+            f"{BLOBS}/{INCOMING}/{part.name}", PARTIAL, f"{size} bytes so far",
+            f"its site goes on with it; the server removes it after {KEEP_PARTS_S / 3600:.0f} h "
+            "without a byte",
         )  # fmt: skip
+
+
+def _sizes(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield what lies in a folder that a server is at work on, by name, with its bytes."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(FileNotFoundError):
+            yield path, path.lstat().st_size
 
 
 def check_files(place: Place) -> Iterator[Finding]:
     """Check the rights of all files of the state and the logs, and that small files are whole."""
-    blobs = place.folder / BLOBS
-    for root in (place.folder, place.kit.folder / "logs"):
+    for root in place.roots:
         for path in _walk(root):
-            name = str(path.relative_to(place.kit.folder))
+            name = str(path.relative_to(place.base))
             try:
                 status = path.lstat()
             except FileNotFoundError:  # a running server writes and removes
                 continue
-            yield from _check_rights(path, name, status, path.parent == blobs)
+            yield from _check_rights(path, name, status, path.parent == place.blobs.root)
             if path.name.startswith(".tmp-"):
                 yield note(
                     name, TEMPORARY, "left by a write that did not end, or being written",
                     "if no server runs, remove it",
                 )  # fmt: skip
     for small in _JSON_FILES:
-        if (path := place.folder / small).exists():
-            try:
-                json.loads(path.read_bytes())
-            except ValueError as error:
-                yield Finding(f"{place.folder.name}/{small}", WHOLE_FILE, f"not JSON: {error}")
+        try:
+            json.loads((place.folder / small).read_bytes())
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            yield Finding(f"{place.folder.name}/{small}", WHOLE_FILE, f"not JSON: {error}")
+        except OSError as error:
+            text = f"it cannot be read: {error.strerror}"
+            yield Finding(f"{place.folder.name}/{small}", WHOLE_FILE, text)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -118,16 +156,20 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _check_rights(
-    path: Path, name: str, status: os.stat_result, is_blob: bool
+    path: Path, name: str, status: os.stat_result, in_blobs: bool
 ) -> Iterator[Finding]:
     mode = stat.S_IMODE(status.st_mode)
+    is_blob = in_blobs and is_digest(f"blake3:{path.name}")
     if stat.S_ISLNK(status.st_mode):
-        yield Finding(name, RIGHTS, "is a symbolic link", "remove it: no release makes one")
-    elif stat.S_ISREG(status.st_mode) and is_blob and not path.name.startswith("."):
+        advice = "put the file itself there" if is_blob else "remove it: no release makes one"
+        yield Finding(name, RIGHTS, "is a symbolic link", advice)
+    elif stat.S_ISREG(status.st_mode) and is_blob:
         if mode & ~_PUBLIC_IN_PRIVATE:
             text = f"mode {mode:04o}, a blob is never written again"
             yield Finding(name, RIGHTS, text, f"run: chmod 444 {path}")
-    elif mode & 0o077 and not (path.suffix == ".part" and mode == _PUBLIC_IN_PRIVATE):
+    elif mode == _PUBLIC_IN_PRIVATE and (in_blobs or path.suffix == ".part"):
+        pass
+    elif mode & 0o077:
         right = "700" if stat.S_ISDIR(status.st_mode) else "600"
         yield Finding(name, RIGHTS, f"mode {mode:04o} lets others in", f"run: chmod {right} {path}")
     if status.st_uid not in (os.geteuid(), 0):
@@ -146,13 +188,24 @@ def check_audit(place: Place) -> tuple[Head, list[Finding]]:
         return Head(), [Finding(where, AUDIT_CHAIN, "there is no audit", RESTORE)]
     try:
         try:
-            return verify(path, seal), []
+            head = verify(path, seal)
         except (DataLossError, FileNotFoundError):
-            return verify(path, seal), []
-    except (FLError, OSError) as error:
+            head = verify(path, seal)
+        unfinished = 0 if place.opened else unfinished_bytes(path)
+    except FLError as error:
+        return Head(), [Finding(where, AUDIT_CHAIN, error.message, error.hint or advice)]
+    except (OSError, ValueError, KeyError) as error:
         return Head(), [Finding(where, AUDIT_CHAIN, str(error), advice)]
+    if not unfinished:
+        return head, []
+    text = f"its last record is unfinished ({unfinished} bytes) and was never acknowledged"
+    return head, [note(where, AUDIT_CHAIN, text, "it is mended at the next start")]
 
 
-def utc_stamp(now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> str:
-    """Return the time for a file's name."""
-    return now().strftime("%Y%m%dT%H%M%SZ")
+def submissions_in(audit: Path) -> int:
+    """Return how many commands the audit tells of that end in events, so far as it can be read."""
+    count = 0
+    with suppress(FLError, OSError, ValueError, KeyError):
+        for record in records(audit):
+            count += record["action"] in _LOGGED and record["decision"] == "allowed"
+    return count

@@ -26,9 +26,14 @@ class Finding:
     seq: int = 0
     problem: bool = True
 
-    def __str__(self) -> str:
+    @property
+    def what(self) -> str:
+        """Where something is wrong, and what, without the advice."""
         place = f"{self.where} #{self.seq}" if self.seq else self.where
-        return f"{place}: {self.rule}: {self.text}; {self.advice}"
+        return f"{place}: {self.rule}: {self.text}"
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.advice}"
 
 
 def note(where: str, rule: str, text: str, advice: str) -> Finding:

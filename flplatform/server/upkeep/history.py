@@ -6,17 +6,15 @@ or a damage is named and not just met.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from flplatform.algorithms.workflows import RunState, evolve, replay
 from flplatform.core import events as ev
-from flplatform.core.errors import FailedPreconditionError, FLError
+from flplatform.core.errors import FLError
 from flplatform.core.messages import TRAIN, TaskId
 from flplatform.core.ports import Row
-from flplatform.server.upkeep.findings import RELEASE, RESTORE, Finding, note
+from flplatform.server.upkeep.findings import RESTORE, Finding, note
+from flplatform.server.upkeep.streams import Stored, Stream, read_stream
 
-READABLE = "readable event"
-GAPLESS = "I1 gapless stream"
 REPLAY = "replay"
 ONCE = "I2 accepted once"
 CLOSED_SET = "I3 closed set"
@@ -29,25 +27,6 @@ STREAMS = "streams"
 
 _CANNOT_EVOLVE = (AssertionError, AttributeError, KeyError, TypeError, ValueError, FLError)
 """What `evolve` raises on events that no decision makes in this order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A stream as far as it can be read.
-
-    Attributes:
-        events: of the readable rows, with the rows.
-        whole: whether none is missing or unreadable.
-    """
-
-    name: str
-    events: tuple[tuple[Row, ev.Event], ...]
-    whole: bool
-    findings: tuple[Finding, ...]
-
-    def only(self) -> list[ev.Event]:
-        """Return the events alone."""
-        return [event for _, event in self.events]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +49,11 @@ class History:
     deleted: frozenset[int] = field(default=frozenset())
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written, not even what cannot be read."""
+        return not self.runs and not self.findings and not self.federation.events
+
+    @property
     def count(self) -> int:
         """The number of readable events."""
         return sum(len(run.stream.events) for run in self.runs.values()) + len(
@@ -77,30 +61,7 @@ class History:
         )
 
 
-def read_stream(name: str, rows: Sequence[Row]) -> Stream:
-    """Decode a stream and check its numbers."""
-    findings, events = [], []
-    expected = 1
-    for row in rows:
-        if row.seq > expected:
-            last = row.seq - 1
-            which = f"event {last} is" if last == expected else f"events {expected} to {last} are"
-            findings.append(Finding(name, GAPLESS, f"{which} missing", seq=expected))
-        expected = row.seq + 1
-        try:
-            event = ev.decode(row.type, row.version, row.body, f"{name}#{row.seq}")
-            datetime.fromisoformat(row.time)
-        except FailedPreconditionError as error:
-            findings.append(Finding(name, READABLE, error.message, RELEASE, row.seq))
-        except (FLError, ValueError) as error:
-            text = " ".join(str(error).split())
-            findings.append(Finding(name, READABLE, text, seq=row.seq))
-        else:
-            events.append((row, event))
-    return Stream(name, tuple(events), not findings, tuple(findings))
-
-
-def check_log(streams: Mapping[str, Sequence[Row]]) -> History:
+def check_log(streams: Mapping[str, Sequence[Stored]]) -> History:
     """Read and check all streams.
 
     Args:
@@ -128,7 +89,7 @@ def check_log(streams: Mapping[str, Sequence[Row]]) -> History:
 # ---- one run ------------------------------------------------------------------------------------
 
 
-def check_run(run: int, rows: Sequence[Row]) -> RunHistory:
+def check_run(run: int, rows: Sequence[Stored]) -> RunHistory:
     """Read, check and replay a run's stream."""
     stream = read_stream(ev.run_stream(run), rows)
     findings = [*stream.findings, *_accepted_twice(stream)]

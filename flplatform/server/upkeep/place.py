@@ -1,18 +1,16 @@
 """Where a server's state lies, seen from outside; nothing here writes into it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from pydantic import BaseModel
 
 from flplatform.core import events as ev
 from flplatform.core.errors import NotFoundError
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import check_digest
-from flplatform.core.ports import Row
 from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import temporary_beside
 from flplatform.files.lock import PROCESS_LOCK, is_held
@@ -20,14 +18,16 @@ from flplatform.security.kit import Kit
 from flplatform.server.retention import freed_rounds, kept_blobs
 from flplatform.server.shelf import Shelf
 from flplatform.server.upkeep.history import History, check_log
+from flplatform.server.upkeep.streams import blobs_of
+from flplatform.store.blobs import digests_in
 from flplatform.store.snapshot import Snapshot, snapshot
 
 LOG = "events.db"
 BLOBS = "blobs"
 AUDIT = "audit.jsonl"
 READY = "ready.json"
-_NO_MODELS = ("job_blob", "wire")
-"""Fields of events whose blobs are no model files: packages, and models as a codec packs them."""
+LOOKS = 3
+"""How often a blob must be found missing, each time with a newer log, to be lost."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Place:
 
     Attributes:
         target: path of the SQLite file, or the URL that the operator set.
+        blobs_in: folder of the blobs, if that is not the state's own: a backup's.
     """
 
     kit: Kit
     folder: Path
     target: str | Path
+    blobs_in: Path | None = None
 
     @classmethod
     def of(cls, kit_folder: Path) -> "Place":
@@ -53,6 +55,23 @@ class Place:
         kit.server  # noqa: B018 - refuses the kit of a site
         folder = kit.state_folder()
         return cls(kit, folder, kit.local.resources.state_url or folder / LOG)
+
+    @classmethod
+    def of_backup(cls, folder: Path, kit: Kit) -> "Place":
+        """Return what a backup holds, as it is kept there."""
+        return cls(kit, folder / "state", folder / LOG, folder / BLOBS)
+
+    @property
+    def roots(self) -> list[Path]:
+        """Return the folders in which nobody else may read."""
+        if self.blobs_in:
+            return [self.folder.parent]
+        return [self.folder, self.kit.folder / "logs"]
+
+    @property
+    def base(self) -> Path:
+        """What names of files are relative to."""
+        return self.folder.parent if self.blobs_in else self.kit.folder
 
     @property
     def lock(self) -> Path:
@@ -87,13 +106,40 @@ class Place:
     @property
     def blobs(self) -> "BlobFolder":
         """The blobs."""
-        return BlobFolder(self.folder / BLOBS)
+        return BlobFolder(self.blobs_in or self.folder / BLOBS)
+
+    def lost(self, missing: Iterable[str], needs: "Mapping[str, Need]") -> set[str]:
+        """Return those missing blobs that are needed and not there, by newer logs too.
+
+        A running server frees blobs once its log does not need them any more. Of the log only
+        the runs concerned are read again.
+
+        Args:
+            missing: digests that a log needed and that were not there afterwards.
+            needs: what that log needed.
+        """
+        lost = set(missing)
+        for _ in range(LOOKS - 1):
+            if not lost:
+                break
+            runs = {run for digest in lost if digest in needs for run in needs[digest].runs}
+            with self.snapshot() as log:
+                now = needs_of(history_of(log, runs))
+            lost = {digest for digest in lost if digest in now and not self.blobs.has(digest)}
+        return lost
 
 
-def history_of(log: Snapshot) -> History:
-    """Read and check a log."""
-    streams: dict[str, list[Row]] = {name: log.read(name) for name in log.streams()}
-    return check_log(streams)
+def history_of(log: Snapshot, runs: Collection[int] | None = None) -> History:
+    """Read and check a log.
+
+    Args:
+        log: the log.
+        runs: read those alone, and the federation's stream; None for all.
+    """
+    wanted = None if runs is None else {ev.FEDERATION, *map(ev.run_stream, runs)}
+    return check_log(
+        {name: log.scan(name) for name in log.streams() if wanted is None or name in wanted}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +148,18 @@ class Need:
 
     Attributes:
         size: bytes, as the log says.
-        by: the first run that needs it; 0 for what lies staged.
+        runs: those that need it; none if it only lies staged.
         is_model: whether it is a model file; else a job's package or what a codec made.
     """
 
     size: int
-    by: int
+    runs: tuple[int, ...]
     is_model: bool
+
+    @property
+    def who(self) -> str:
+        """Say who needs it."""
+        return f"run {self.runs[0]} needs it" if self.runs else "a staged job needs it"
 
 
 def needs_of(history: History) -> dict[str, Need]:
@@ -131,26 +182,12 @@ def needs_of(history: History) -> dict[str, Need]:
 def _add(
     needs: dict[str, Need], events: Iterable[ev.Event], digests: Iterable[str], run: int
 ) -> None:
-    found = {digest: (size, model) for event in events for digest, size, model in _blobs(event)}
+    found = {digest: (size, model) for event in events for digest, size, model in blobs_of(event)}
     for digest in digests:
         size, is_model = found[digest]
-        needs.setdefault(digest, Need(size, run, is_model))
-
-
-def _blobs(value: object, name: str = "") -> Iterator[tuple[str, int, bool]]:
-    """Yield digest, size and whether it is a model of everything that an event names."""
-    match value:
-        case ev.Blob() | ev.UpdateAccepted() | ev.ResultAccepted():
-            yield value.digest, value.size, name not in _NO_MODELS
-        case BaseModel():
-            for field in type(value).model_fields:
-                yield from _blobs(getattr(value, field), field)
-        case Mapping():
-            for each in value.values():
-                yield from _blobs(each)
-        case tuple():
-            for each in value:
-                yield from _blobs(each)
+        known = needs.setdefault(digest, Need(size, (), is_model))
+        if run:
+            needs[digest] = replace(known, runs=(*known.runs, run))
 
 
 class BlobFolder:
@@ -173,7 +210,10 @@ class BlobFolder:
 
     def has(self, digest: str) -> bool:
         """Return whether the blob is here."""
-        return self.file(digest).is_file()
+        try:
+            return stat.S_ISREG(self.file(digest).lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def path(self, digest: str) -> Path:
         """Return the file of a blob.
@@ -187,10 +227,7 @@ class BlobFolder:
 
     def digests(self) -> list[str]:
         """Return the digests of all blobs, sorted."""
-        if not self.root.is_dir():
-            return []
-        names = (path.name for path in self.root.iterdir() if path.is_file())
-        return sorted(f"blake3:{name}" for name in names if not name.startswith("."))
+        return digests_in(self.root) if self.root.is_dir() else []
 
 
 class ScratchBlobs(BlobFolder):

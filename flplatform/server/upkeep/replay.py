@@ -1,7 +1,7 @@
 """`fl_state replay`: every closed round aggregated again, and compared with what was published."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,8 @@ from flplatform.core.errors import DataLossError, FLError, NotFoundError
 from flplatform.core.messages import ModelRef
 from flplatform.files.digest import demand_digest
 from flplatform.server.aggregation import aggregate_closed
-from flplatform.server.upkeep.history import RunHistory
-from flplatform.server.upkeep.place import Place, ScratchBlobs, pool
+from flplatform.server.upkeep.history import History, RunHistory
+from flplatform.server.upkeep.place import Need, Place, ScratchBlobs, needs_of, pool
 
 Outcome = Literal["same", "differs", "freed", "waiting", "error"]
 
@@ -22,6 +22,7 @@ class Replayed:
     """A round that was aggregated again.
 
     Attributes:
+        round: its number; 0 for what is said of the run itself.
         outcome: `freed` if an input is not kept any more, `waiting` if nothing is published yet.
         published: digest of the published model.
         made: digest of the model made now.
@@ -50,7 +51,11 @@ def replay_run(
         NotFoundError: no such run or round.
         FLError: the log cannot be read.
     """
-    run = run_of(place, number)
+    history = place.history()
+    run, needs = _run_in(history, number), needs_of(history)
+    if damaged := [each for each in run.stream.findings if each.problem]:
+        text = f"some of its events cannot be had, the first: {damaged[0].what}"
+        yield Replayed(0, "error", detail=text)
     events = run.stream.only()
     closed = [event for event in events if isinstance(event, ev.RoundClosed)]
     published = {event.round: event for event in events if isinstance(event, ev.ModelPublished)}
@@ -64,12 +69,25 @@ def replay_run(
             try:
                 model, state = aggregate_closed(blobs, event, threads)
             except NotFoundError as error:
-                yield Replayed(event.round, "freed", detail=error.message)
+                yield _without_inputs(place, event, needs, error)
                 continue
             except (FLError, OSError) as error:
                 yield Replayed(event.round, "error", detail=str(error))
                 continue
             yield _compare(blobs, event, published.get(event.round), model, state)
+
+
+def _without_inputs(
+    place: Place, closed: ev.RoundClosed, needs: Mapping[str, Need], error: NotFoundError
+) -> Replayed:
+    """Tell inputs that were freed from those that are lost."""
+    inputs = _inputs(closed)
+    missing = {digest for digest in inputs.values() if not place.blobs.has(digest)}
+    lost = place.lost(missing & needs.keys(), needs)
+    if not lost:
+        return Replayed(closed.round, "freed", detail=error.message)
+    texts = [f"the {name} is lost: {digest}" for name, digest in inputs.items() if digest in lost]
+    return Replayed(closed.round, "error", detail="; ".join(texts))
 
 
 def _compare(
@@ -97,17 +115,22 @@ def _compare(
 
 
 def _damaged_inputs(blobs: ScratchBlobs, closed: ev.RoundClosed) -> Iterator[str]:
-    inputs = {f"update of {each.site}": each.digest for each in closed.contributions}
-    inputs["base model"] = closed.base.digest
-    if closed.optimizer_state:
-        inputs["optimiser state before"] = closed.optimizer_state.digest
-    for name, digest in inputs.items():
+    for name, digest in _inputs(closed).items():
         try:
             demand_digest(blobs.path(digest), digest)
         except DataLossError as error:
             yield f"the {name} is damaged: {error.message}"
         except (FLError, OSError):
             continue
+
+
+def _inputs(closed: ev.RoundClosed) -> dict[str, str]:
+    """Return what a round is made of, by its name in messages."""
+    inputs = {f"update of {each.site}": each.digest for each in closed.contributions}
+    inputs["base model"] = closed.base.digest
+    if closed.optimizer_state:
+        inputs["optimiser state before"] = closed.optimizer_state.digest
+    return inputs
 
 
 def run_of(place: Place, number: int) -> RunHistory:
@@ -117,7 +140,11 @@ def run_of(place: Place, number: int) -> RunHistory:
         NotFoundError: there is no such run.
         FLError: the log cannot be read.
     """
-    runs = place.history().runs
+    return _run_in(place.history(), number)
+
+
+def _run_in(history: History, number: int) -> RunHistory:
+    runs = history.runs
     if number not in runs:
         known = f"there are runs {min(runs)} to {max(runs)}" if runs else "there are none"
         raise NotFoundError(f"there is no run {number}", hint=known)

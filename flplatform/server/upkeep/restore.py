@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,26 +17,27 @@ from flplatform.core.errors import (
 )
 from flplatform.core.strict import parse_json
 from flplatform.files.digest import digest_of_file
-from flplatform.files.durable import READ_ONLY_FILE, fsync_dir, private_dir, write_atomic
+from flplatform.files.durable import fsync_dir, replace_durably
 from flplatform.files.lock import held
-from flplatform.security.audit import AuditLog, KitSeal
 from flplatform.security.kit import Kit
 from flplatform.security.signing import Signed, check_signature
-from flplatform.server.upkeep.backup import (
-    LOCAL,
-    MANIFEST,
-    SIGNATURE,
-    STATE,
-    TAG,
-    Manifest,
-    copy_file,
+from flplatform.server.upkeep.asides import SQLITE_ENDS, Asides
+from flplatform.server.upkeep.backup import MANIFEST, SIGNATURE, TAG, Manifest
+from flplatform.server.upkeep.building import (
+    STAMP,
+    LocalFiles,
+    build,
+    building,
+    demand_room,
+    in_building,
 )
-from flplatform.server.upkeep.place import AUDIT, BLOBS, LOG, READY, Place, history_of, needs_of
-from flplatform.store.snapshot import snapshot, sqlite_file
-from flplatform.store.state import SqlStateStore
-
-BUILDING = ".restoring"
-"""Folder in the kit in which the state comes to be; what a restore that did not end has left."""
+from flplatform.server.upkeep.history import History
+from flplatform.server.upkeep.log_id import OwnLog
+from flplatform.server.upkeep.place import BLOBS, LOG, READY, Place, history_of, needs_of
+from flplatform.server.upkeep.streams import Stored
+from flplatform.server.upkeep.unfinished import Unfinished, unfinished_in
+from flplatform.store.snapshot import open_store, snapshot, sqlite_file
+from flplatform.store.targets import demand_writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,23 @@ class Restored:
     """What was done.
 
     Attributes:
+        log: what messages call the event log, where the server looks for it now.
         aside: where the former state lies now, if there was one.
+        log_aside: the same of a log that lay outside of it.
+        half: where that lies which restores that did not end had made, if they had.
         other_local: local files of the kit that differ from the backup's and stayed.
+        took_url: whether `log` is there because of the backup's local files.
+        unended: numbers of the runs that go on, for they had not ended.
     """
 
     manifest: Manifest
+    log: str
     aside: Path | None
+    log_aside: Path | None
+    half: tuple[Path, ...]
     other_local: tuple[str, ...]
+    took_url: bool
+    unended: tuple[int, ...]
 
 
 def read_backup(folder: Path, kit: Kit) -> Manifest:
@@ -60,6 +71,11 @@ def read_backup(folder: Path, kit: Kit) -> Manifest:
         FLError: it is no backup, not one of this server, or damaged; names the file.
         OSError: it cannot be read.
     """
+    return _read_backup(folder, kit)[0]
+
+
+def _read_backup(folder: Path, kit: Kit) -> tuple[Manifest, History, str]:
+    """Return what `read_backup` does, what its log tells, and the id of that log."""
     try:
         payload = (folder / MANIFEST).read_bytes()
         signature = (folder / SIGNATURE).read_bytes()
@@ -84,11 +100,12 @@ def read_backup(folder: Path, kit: Kit) -> Manifest:
         if digest_of_file(path) != (entry.digest, entry.size):
             raise DataLossError(f"{path} was changed or damaged", hint="take another backup")
     with snapshot(folder / LOG) as log:
-        needs = needs_of(history_of(log))
+        history, origin = history_of(log), log.origin
+    needs = needs_of(history)
     names = {f"{BLOBS}/{digest.partition(':')[2]}" for digest in needs}
     if (missing := names - manifest.files.keys()) and not manifest.problems:
         raise DataLossError(f"{folder} lacks {len(missing)} blobs, such as {min(missing)}")
-    return manifest
+    return manifest, history, origin
 
 
 def _check_signer(folder: Path, signed: Signed, kit: Kit) -> None:
@@ -110,9 +127,14 @@ def restore(
 ) -> Restored:
     """Make a state of a backup; until its last steps nothing of the kit is changed.
 
+    From the first change to the last the kit is marked: no server starts on it, and a restore that
+    did not end is ended by another one, of the same backup or of another, which moves aside
+    whatever it finds.
+
     Args:
         backup: its folder.
-        place: where the state goes; no server may run.
+        place: where the state goes; no server may run. If the backup's local files name another
+            log they win, for the server will read them: see `LocalFiles`.
         move_aside: rename a state that is there, instead of refusing.
         with_local: write the backup's local files over the kit's.
         damaged: accept the backup of a state that had problems.
@@ -120,6 +142,7 @@ def restore(
 
     Raises:
         FailedPreconditionError: a server runs, or there is a state already.
+        ResourceExhaustedError: there is no room for it; nothing was changed.
         FLError: the backup is not whole, or of another server.
         OSError: the disk refused.
     """
@@ -129,31 +152,91 @@ def restore(
                 f"a server has the state {place.folder} open", hint="stop it first"
             )
         progress("verifying the backup")
-        manifest = read_backup(backup, place.kit)
+        manifest, history, origin = _read_backup(backup, place.kit)
         if manifest.problems and not damaged:
             raise FailedPreconditionError(
                 f"{backup} holds a state that had {len(manifest.problems)} problems, the first: "
                 + manifest.problems[0],
                 hint="--damaged restores what there is",
             )
-        _demand_room(place, move_aside)
-        progress("copying blobs and files")
-        built = _build(backup, manifest, place)
-        inside = sqlite_file(place.target) == place.folder / LOG
-        if inside:
-            copy_file(backup / LOG, built / LOG)
-        for folder, _, _ in os.walk(built):
-            fsync_dir(Path(folder))
-        progress("putting the state in its place")
-        aside = _swap(place, built)
-        if not inside:
-            _fill_log(backup, place)
-        other = tuple(_local(backup, manifest, place.kit, with_local))
-        _note(place, backup, manifest)
-        return Restored(manifest, aside, other)
+        local = LocalFiles.of(backup, manifest, place, with_local)
+        url, place = place.target, local.place_after(place)
+        before = unfinished_in(place.kit.folder)
+        _demand_possible(backup, place, before, move_aside)
+        with building(place) as undo:
+            demand_room(manifest, place)
+            progress("copying blobs and files")
+            built = build(backup, manifest, place, origin, damaged)
+            progress("putting the state in its place")
+            mark = _marked(backup, place, before, with_local=with_local, damaged=damaged)
+            asides = Asides(mark, datetime.now(UTC).strftime(STAMP))
+            if before is None:
+                undo.callback(_unmark, place, asides)
+            _swap(place, built, asides, undo)
+        fsync_dir(place.folder.parent)
+        local.write()
+        _fill_log(backup, place, asides, origin)
+        name = _demand_restored(backup, place)
+        Unfinished.end(place.kit.folder)
+        log_file = sqlite_file(place.target)
+        return Restored(
+            manifest,
+            name,
+            asides.before(place.folder),
+            asides.before(log_file) if log_file and log_file != place.folder / LOG else None,
+            tuple(asides.half),
+            local.other,
+            place.target != url,
+            _unended(history),
+        )
 
 
-def _demand_room(place: Place, move_aside: bool) -> None:
+def _demand_possible(
+    backup: Path, place: Place, before: Unfinished | None, move_aside: bool
+) -> None:
+    """Refuse what could not be ended."""
+    elsewhere = sqlite_file(place.target) is None
+    if before is None:
+        _demand_vacant(place, move_aside)
+    elif elsewhere:
+        _demand_same(backup, place)
+    if elsewhere:
+        demand_writable(place.target)
+
+
+def _unended(history: History) -> tuple[int, ...]:
+    """Return the numbers of the runs that go on."""
+    return tuple(
+        number
+        for number, run in sorted(history.runs.items())
+        if number not in history.deleted and run.state is not None and run.state.ended is None
+    )
+
+
+def _marked(
+    backup: Path, place: Place, before: Unfinished | None, *, with_local: bool, damaged: bool
+) -> Unfinished:
+    """Mark the kit; what is known of a restore that did not end stays known."""
+    log_file = sqlite_file(place.target)
+    chosen = (("--with-local", with_local), ("--damaged", damaged))
+    mark = Unfinished(
+        backup=str(backup.absolute()),
+        options=tuple(option for option, wanted in chosen if wanted),
+        stamp=before.stamp if before else datetime.now(UTC).strftime(STAMP),
+        had_state=before.had_state if before else any(_contents(place.folder)),
+        had_log=before.had_log if before else log_file is not None and _is_there(log_file),
+    )
+    mark.begin(place.kit.folder)
+    return mark
+
+
+def _unmark(place: Place, asides: Asides) -> None:
+    """Take the mark off a kit that is as it was; one that could not be put back keeps it."""
+    if asides.before(place.folder) is None:
+        Unfinished.end(place.kit.folder)
+
+
+def _demand_vacant(place: Place, move_aside: bool) -> None:
     """Refuse to put a state where one is."""
     hint = "--move-aside renames it; nothing is ever overwritten"
     if not move_aside and any(_contents(place.folder)):
@@ -162,7 +245,7 @@ def _demand_room(place: Place, move_aside: bool) -> None:
     if path == place.folder / LOG:
         return
     if path is not None:
-        if path.exists() and not move_aside:
+        if _is_there(path) and not move_aside:
             raise FailedPreconditionError(f"there is an event log {path}", hint=hint)
         return
     try:
@@ -177,6 +260,24 @@ def _demand_room(place: Place, move_aside: bool) -> None:
         )
 
 
+def _is_there(file: Path) -> bool:
+    """Return whether there is a SQLite file, or what is left of one: SQLite would use it."""
+    return any(Path(f"{file}{end}").exists() for end in ("", *SQLITE_ENDS))
+
+
+def _demand_same(backup: Path, place: Place) -> None:
+    """Refuse to end a restore in a database that holds something else than its backup."""
+    try:
+        found = _streams(place.target)[1]
+    except NotFoundError:
+        return
+    if found and found != _streams(backup / LOG)[1]:
+        raise FailedPreconditionError(
+            f"the database of state_url does not hold the events of {backup}",
+            hint="name an empty database or schema in state_url",
+        )
+
+
 def _contents(folder: Path) -> Iterator[Path]:
     """Yield what makes a folder a state; a server that never started leaves nothing of it."""
     if folder.is_dir():
@@ -185,86 +286,53 @@ def _contents(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _build(backup: Path, manifest: Manifest, place: Place) -> Path:
-    built = place.folder.with_name(BUILDING)
-    shutil.rmtree(built, ignore_errors=True)
-    private_dir(built)
-    blobs = private_dir(built / BLOBS)
-    private_dir(blobs / "incoming")
-    for name in manifest.files:
-        if name.startswith(f"{BLOBS}/"):
-            copy_file(backup / name, built / name)
-            (built / name).chmod(READ_ONLY_FILE)
-        elif name.startswith(f"{STATE}/"):
-            path = built / name.removeprefix(f"{STATE}/")
-            private_dir(path.parent)
-            copy_file(backup / name, path)
-    for path in _contents(built):  # what was read just now may have been damaged on the way
-        relative = path.relative_to(built)
-        name = str(relative) if relative.parts[0] == BLOBS else f"{STATE}/{relative}"
-        if digest_of_file(path)[0] != manifest.files[name].digest:
-            raise DataLossError(f"{path} is not what was copied", hint="check the disk")
-    return built
-
-
-def _swap(place: Place, built: Path) -> Path | None:
-    """Rename the former state away and the new one into its place."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    aside: Path | None = None
+def _swap(place: Place, built: Path, asides: Asides, undo: ExitStack) -> None:
+    """Rename what is there away and the new state into its place."""
     if any(_contents(place.folder)):
-        aside = place.folder.with_name(f"{place.folder.name}.before-{stamp}")
-        os.rename(place.folder, aside)
+        former = asides.move(place.folder, was_there=asides.mark.had_state)
+        undo.callback(os.rename, former, place.folder)
     elif place.folder.exists():
         shutil.rmtree(place.folder)
     os.rename(built, place.folder)
-    fsync_dir(place.folder.parent)
-    path = sqlite_file(place.target)
-    if path is not None and path != place.folder / LOG:
-        for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-            if part.exists():
-                os.rename(part, f"{part}.before-{stamp}")
-    return aside
 
 
-def _fill_log(backup: Path, place: Place) -> None:
+def _fill_log(backup: Path, place: Place, asides: Asides, origin: str) -> None:
     """Put the log where the kit keeps it: last, so that every blob it names is there."""
     path = sqlite_file(place.target)
+    if path == place.folder / LOG:
+        return
     if path is not None:
-        private_dir(path.parent)
-        copy_file(backup / LOG, path)
-        fsync_dir(path.parent)
+        new = in_building(place)[1]
+        if _is_there(path):
+            asides.move(path, SQLITE_ENDS, was_there=asides.mark.had_log)
+        replace_durably(new, path)
         return
     with snapshot(backup / LOG) as log:
         rows = [row for stream in log.streams() for row in log.read(stream)]
-    failures: list[BaseException] = []
-    with closing(SqlStateStore(place.target, failures.append)) as store:
-        store.append(rows).result()
+    with closing(open_store(place.target, origin)) as store:
+        if not store.streams():
+            store.append(rows).result()
 
 
-def _local(backup: Path, manifest: Manifest, kit: Kit, write: bool) -> Iterator[str]:
-    """Put back local files that the kit lacks, or all; yield those that differ and stay."""
-    for name in manifest.files:
-        if not name.startswith(f"{LOCAL}/"):
-            continue
-        path, data = kit.folder / "local" / name.removeprefix(f"{LOCAL}/"), backup / name
-        if path.exists() and not write:
-            if path.read_bytes() != data.read_bytes():
-                yield str(path)
-            continue
-        private_dir(path.parent)
-        write_atomic(path, data.read_bytes())
+def _streams(target: str | Path) -> tuple[str, Mapping[str, list[Stored]]]:
+    """Return what messages call a log, and all that it holds."""
+    with snapshot(target) as log:
+        return log.name, {stream: log.scan(stream) for stream in log.streams()}
 
 
-def _note(place: Place, backup: Path, manifest: Manifest) -> None:
-    """Write into the audit, which goes on from that of the backup, what happened here."""
-    audit = AuditLog(place.folder / AUDIT, place.kit.identity.name, seal=KitSeal(place.kit))
-    try:
-        audit.record(
-            {"name": place.kit.identity.name, "role": "fl_state"},
-            "state.restore",
-            "allowed",
-            target=str(backup),
-            details={"made": manifest.made, "events": str(manifest.events)},
+def _demand_restored(backup: Path, place: Place) -> str:
+    """Read the log again where the server will look for it; return what messages call it.
+
+    Raises:
+        DataLossError: it is not the backup's there.
+        ConfigError: it is not that of the state folder.
+    """
+    place = Place.of(place.kit.folder)
+    name, found = _streams(place.target)
+    if found != _streams(backup / LOG)[1]:
+        raise DataLossError(
+            f"{name} does not hold the events of {backup}", hint="did a server start meanwhile?"
         )
-    finally:
-        audit.close()
+    with place.snapshot() as log:
+        OwnLog.of(place).demand(name, log.origin, not found)
+    return name

@@ -3,29 +3,44 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flplatform.core.errors import DataLossError, NotFoundError
+from flplatform.core.errors import ConfigError, DataLossError, NotFoundError
 from flplatform.server.upkeep.files import (
-    BLOB_MISSING,
     check_audit,
     check_blobs,
     check_files,
     list_unneeded,
+    missing_blobs,
+    submissions_in,
 )
 from flplatform.server.upkeep.findings import RESTORE, Finding
-from flplatform.server.upkeep.place import Place, history_of, needs_of
+from flplatform.server.upkeep.history import History
+from flplatform.server.upkeep.log_id import ADVICE, LOG_ID, OwnLog
+from flplatform.server.upkeep.place import AUDIT, Place, history_of, needs_of
+from flplatform.server.upkeep.unfinished import MARKER, unfinished_in
+from flplatform.store.snapshot import Snapshot
 
 DATABASE = "I1 database"
+OWN_LOG = "own log"
+_OTHER_LOG = (
+    "the server has written its events elsewhere (another state_url, another database or schema), "
+    "or they are lost: restore a backup; only if nothing was ever accepted all is well"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found, and how much was looked at."""
+    """What was found, and how much was looked at.
+
+    Attributes:
+        deep: whether all bytes of the blobs were read; else their sizes alone were looked at.
+    """
 
     findings: tuple[Finding, ...]
     runs: int = 0
     events: int = 0
     blobs: int = 0
     audit_records: int = 0
+    deep: bool = False
 
     @property
     def problems(self) -> list[Finding]:
@@ -48,32 +63,74 @@ def verify_state(place: Place, deep: bool = False) -> Report:
     Raises:
         FLError: the log cannot be opened.
     """
-    findings: list[Finding] = []
+    findings = [*_unfinished(place)]
     try:
         with place.snapshot() as log:
             findings += [Finding(log.name, DATABASE, line, RESTORE) for line in log.damage(deep)]
             history = history_of(log)
+            findings += check_own_log(place, log)
     except DataLossError as error:
-        return Report((Finding("event log", DATABASE, str(error)), *_beside_log(place)))
+        finding = Finding("event log", DATABASE, error.message, error.hint or RESTORE)
+        return Report((*findings, finding, *_beside_log(place)))
     except NotFoundError as error:
-        text = "there is no event log, but there are blobs"
-        if not place.blobs.digests():
+        if findings:
+            return Report(tuple(findings))
+        if not (beside := _what_a_log_would_know(place)):
             raise
-        return Report((Finding("event log", DATABASE, f"{text}: {error}"), *_beside_log(place)))
+        finding = Finding("event log", DATABASE, f"{error.message}, but {beside}", _OTHER_LOG)
+        return Report((finding, *_beside_log(place)))
     findings += history.findings
+    findings += check_emptiness(place, history)
     needs = needs_of(history)
-    found = [*check_blobs(place.blobs, needs, deep)]
-    if any(each.rule == BLOB_MISSING for each in found):
-        # A running server may have freed it since: what is still needed now is really missing.
-        now = needs_of(place.history())
-        found = [each for each in found if each.rule != BLOB_MISSING] + [
-            each for each in check_blobs(place.blobs, now, False) if each.rule == BLOB_MISSING
-        ]
+    found, missing = check_blobs(place.blobs, needs, deep)
     findings += found
+    findings += missing_blobs(place.lost(missing, needs), needs)
     findings += list_unneeded(place.blobs, needs)
     findings += check_files(place)
     head, problems = check_audit(place)
-    return Report((*findings, *problems), len(history.runs), history.count, len(needs), head.seq)
+    return Report(
+        (*findings, *problems), len(history.runs), history.count, len(needs), head.seq, deep
+    )
+
+
+def check_emptiness(place: Place, history: History) -> Iterable[Finding]:
+    """Find a log without an event beside what only comes to be with events."""
+    if history.is_empty and (beside := _what_a_log_would_know(place)):
+        yield Finding("event log", DATABASE, f"it is empty, but {beside}", _OTHER_LOG)
+
+
+def check_own_log(place: Place, log: Snapshot) -> Iterable[Finding]:
+    """Find a log that is not the one that the state folder belongs to."""
+    own, is_empty = OwnLog.of(place), not log.streams()
+    try:
+        if is_empty and not own.id:
+            return  # `check_emptiness` says what there is to say
+        why = own.why_another(log.name, log.origin, is_empty)
+    except ConfigError as error:
+        yield Finding(f"{place.folder.name}/{LOG_ID}", OWN_LOG, error.message, error.hint)
+        return
+    except OSError as error:
+        yield Finding(f"{place.folder.name}/{LOG_ID}", OWN_LOG, f"cannot be read: {error.strerror}")
+        return
+    if why:
+        yield Finding("event log", OWN_LOG, why, ADVICE)
+
+
+def _what_a_log_would_know(place: Place) -> str:
+    """Return what there is that comes to be with events; empty if there is nothing.
+
+    Other records of the audit, as of sign-ins, are there before the first event.
+    """
+    blobs, submissions = len(place.blobs.digests()), submissions_in(place.folder / AUDIT)
+    found = [f"there are {blobs} blobs"] if blobs else []
+    if submissions:
+        found.append(f"the audit tells of {submissions} submissions")
+    return " and ".join(found)
+
+
+def _unfinished(place: Place) -> Iterable[Finding]:
+    if found := unfinished_in(place.kit.folder):
+        yield Finding(MARKER, "whole restore", found.told(place.kit.folder), "no server starts yet")
 
 
 def _beside_log(place: Place) -> Iterable[Finding]:

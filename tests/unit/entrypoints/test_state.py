@@ -1,13 +1,17 @@
 """fl_state on the command line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from flplatform.core import events as ev
+from flplatform.entrypoints.process import EXIT_CONFIG
 from flplatform.entrypoints.state import app
+from flplatform.server.upkeep.unfinished import Unfinished
 from tests.unit.server.upkeep.conftest import _private, kit, made, place, sql  # noqa: F401
 
 
@@ -21,8 +25,10 @@ def test_verify(kit: Path, sql) -> None:  # noqa: F811
     assert done.stdout.startswith("no problem in 2 runs with ")
     (kit / "state" / "blobs" / ("f" * 64)).touch(0o444)
     sql("DELETE FROM events WHERE stream='run/1' AND seq=4")
+    assert "blobs (every byte) and 5 audit records" in done.stdout
     done = fl_state("verify", kit)
     assert done.exit_code == 1
+    assert "blobs (sizes only) and 5 audit records" in done.stdout
     lines = done.stdout.splitlines()
     assert lines[0].startswith("PROBLEM  run/1 #4: I1 gapless stream: event 4 is missing; stop the")
     assert any(line.startswith("note  blob blake3:ffff") for line in lines)
@@ -66,7 +72,8 @@ def test_replay(kit: Path) -> None:  # noqa: F811
     for path in (kit / "state" / "blobs").glob("?" * 64):
         path.unlink()
     done = fl_state("replay", kit, 1)
-    assert (done.exit_code, "inputs freed" in done.stdout) == (0, True)
+    assert done.exit_code == 1  # nothing has freed them
+    assert "round 1: error: the update of a is lost: blake3:" in done.stdout
 
 
 def test_backup_and_restore(kit: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -82,6 +89,100 @@ def test_backup_and_restore(kit: Path, tmp_path: Path) -> None:  # noqa: F811
     assert fl_state("verify", kit, "--deep").exit_code == 0
 
 
+def test_what_a_restore_tells(
+    kit: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "elsewhere" / "log.db"
+    path.parent.mkdir()
+    (kit / "local" / "resources.yml").write_text(f"state_url: sqlite:///{path}\n")
+    (kit / "state" / "events.db").rename(path)
+    fl_state("backup", kit, tmp_path / "b")
+    done = fl_state("restore", tmp_path / "b", kit, "--move-aside")
+    assert done.exit_code == 0, done.stderr
+    assert f"the former event log lies in {path}.before-2" in done.stdout
+    assert "not ended at the backup, and going on: 2; if the sites have ended" in done.stdout
+    assert "abort it and submit its job again" in done.stdout
+    assert "local files have it" not in done.stdout
+    (kit / "local" / "resources.yml").unlink()
+    done = fl_state("restore", tmp_path / "b", kit, "--move-aside")
+    assert f"the event log lies where the backup's local files have it: {path}" in done.stdout
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flplatform.server.upkeep.restore._fill_log", full)
+    done = fl_state("restore", tmp_path / "b", kit, "--move-aside")
+    assert done.exit_code == 1
+    assert "No space left" in done.stderr
+    assert f"run it again: fl_state restore {tmp_path / 'b'} {kit}" in done.stderr
+
+
+def test_another_log_than_the_folders(kit: Path) -> None:  # noqa: F811
+    (kit / "state" / "log-id").write_text(f"{'a' * 32}\n")
+    (kit / "state" / "log-id").chmod(0o600)
+    done = fl_state("verify", kit)
+    assert done.exit_code == 1
+    assert "PROBLEM  event log: own log: the state folder" in done.stdout
+    assert "belongs to log aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa (see log-id), but" in done.stdout
+    done = fl_state("show", kit)
+    assert done.exit_code == 0
+    assert "PROBLEM  event log: own log: the state folder" in done.stderr
+    program = [sys.executable, "-m", "flplatform.entrypoints.server", str(kit)]
+    server = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert server.returncode == EXIT_CONFIG
+    assert "belongs to log aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa (see log-id), but" in server.stderr
+    assert "correct state_url in local/resources.yml, or restore a backup" in server.stderr
+
+
+def test_a_state_url_that_is_none_is_not_shown(kit: Path) -> None:  # noqa: F811
+    text = "host=db password=S3cr3t"
+    (kit / "local" / "resources.yml").write_text(f'state_url: "{text}"\n')
+    for command in ("verify", "show"):
+        done = fl_state(command, kit)
+        assert done.exit_code == 1
+        assert "state_url is not a database URL; use sqlite:////path" in done.stderr
+        assert "S3cr3t" not in done.stderr + done.stdout
+
+
+def test_verify_a_backup(kit: Path, tmp_path: Path) -> None:  # noqa: F811
+    fl_state("backup", kit, tmp_path / "b")
+    done = fl_state("verify", tmp_path / "b", kit)
+    assert done.exit_code == 0
+    first, last = done.stdout.splitlines()
+    assert first.startswith("backup of server, made 20")
+    assert "the signature and the digests of its" in first
+    assert "blobs (every byte) and 5 audit records" in last
+    found = json.loads(fl_state("verify", tmp_path / "b", kit, "--json").stdout)
+    assert (found["problems"], found["every_byte"], found["files"] > 9) == ([], True, True)
+    done = fl_state("verify", tmp_path / "b")
+    assert (done.exit_code, f"fl_state verify {tmp_path / 'b'} KIT" in done.stderr) == (1, True)
+    done = fl_state("verify", kit, kit)
+    assert (done.exit_code, "is no backup" in done.stderr) == (1, True)
+    (tmp_path / "b" / "events.db").write_bytes(b"")
+    done = fl_state("verify", tmp_path / "b", kit)
+    assert (done.exit_code, "events.db was changed or damaged" in done.stdout) == (1, True)
+
+
+def test_one_bad_row_ends_no_command(kit: Path, sql, tmp_path: Path) -> None:  # noqa: F811
+    sql("UPDATE events SET body=cast(x'7bff7d' as text) WHERE stream='run/2' AND seq=4")
+    done = fl_state("verify", kit)
+    assert (done.exit_code, "run/2 #4: readable event: run/2#4 is damaged" in done.stdout) == (
+        1,
+        True,
+    )
+    lines = fl_state("show", kit).stdout.splitlines()
+    assert [line.split()[2] for line in lines[1:]] == ["finished", "unreadable"]
+    assert "PROBLEM  run/2 #4" in fl_state("show", kit, 2).stdout
+    assert fl_state("replay", kit, 1).exit_code == 0
+    done = fl_state("replay", kit, 2)
+    assert (done.exit_code, "run 2: error: some of its events" in done.stdout) == (1, True)
+    assert fl_state("backup", kit, tmp_path / "b").exit_code == 1
+    done = fl_state("backup", kit, tmp_path / "b", "--damaged")
+    assert (done.exit_code, "PROBLEM  run/2 #4: readable event" in done.stdout) == (0, True)
+
+
 @pytest.mark.parametrize("words", [["verify"], ["show", "a", "one"], ["mend", "a"]])
 def test_wrong_usage(words: list[str]) -> None:
     assert fl_state(*words).exit_code == 2
@@ -91,3 +192,30 @@ def test_not_a_kit(tmp_path: Path) -> None:
     done = fl_state("verify", tmp_path)
     assert done.exit_code == 1
     assert "is not a startup kit" in done.stderr
+
+
+def test_a_restore_that_did_not_end(kit: Path, tmp_path: Path) -> None:  # noqa: F811
+    """No server begins an empty state; every command says what to do."""
+    mark = Unfinished(
+        backup="/my backup", options=("--damaged",), stamp="1", had_state=True, had_log=False
+    )
+    mark.begin(kit)
+    (kit / "state").rename(kit / "state.before-1")
+    words = f"run it again: fl_state restore '/my backup' {kit} --damaged"
+    program = [sys.executable, "-m", "flplatform.entrypoints.server", str(kit)]
+    server = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert server.returncode == EXIT_CONFIG
+    assert "cannot start: a restore did not end (see " in server.stderr
+    assert words in server.stderr
+    assert not [*(kit / "state").iterdir()]
+    done = fl_state("verify", kit)
+    assert (done.exit_code, words in done.stdout) == (1, True)
+    done = fl_state("show", kit)
+    assert (done.exit_code, words in done.stderr) == (1, True)
+    done = fl_state("backup", kit, tmp_path / "b")
+    assert (done.exit_code, words in done.stderr) == (1, True)
+    (kit / "state").rmdir()
+    (kit / "state.before-1").rename(kit / "state")
+    done = fl_state("show", kit)
+    assert (done.exit_code, words in done.stderr) == (0, True)
+    assert done.stdout.startswith("RUN")

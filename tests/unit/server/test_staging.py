@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -390,8 +391,10 @@ def age(path: Path) -> None:
 
 
 def test_uploads_that_nobody_used_are_collected_after_a_day(
-    scene: Scene, make: Make, submission: Submission
+    scene: Scene, make: Make, submission: Submission, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, module.__name__)
+
     async def it() -> None:
         control = make()
         await deployed(control, submission, "a", "b")
@@ -399,11 +402,19 @@ def test_uploads_that_nobody_used_are_collected_after_a_day(
         old, young = scene.model(8.0), scene.model(9.0)
         for digest in scene.blobs.digests():
             age(scene.blobs.path(digest))
+        foreign = scene.blobs.path(young.digest).with_name("README")
+        foreign.write_text("about this folder")
+        age(foreign)
         scene.blobs.path(young.digest).touch()
         kept = set(scene.blobs.digests()) - {old.digest}
         assert control.run(run).status == "deploying"
         await control.staging.collect()
         assert set(scene.blobs.digests()) == kept
+        assert foreign.exists()
+        assert f"unused blobs collected: 1 with {old.size} bytes" in caplog.text
+        caplog.clear()
+        await control.staging.collect()
+        assert "collected" not in caplog.text
         await scene.close()
 
     play(it())

@@ -44,9 +44,9 @@ SqlStateStore(target, lambda error: sys.exit(str(error))).close()
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL or the file of an empty store."""
+    """The URL of an empty store."""
     if request.param == "sqlite":
-        return str(tmp_path / "state.db")
+        return f"sqlite:///{tmp_path}/state.db"
     cluster: Cluster = request.getfixturevalue("postgres")
     return cluster.url(cluster.new_schema())
 

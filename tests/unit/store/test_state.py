@@ -1,7 +1,9 @@
 """The state store in SQLite: files, locks, schema, full disks; and kills, in any database."""
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -24,7 +26,9 @@ from flplatform.core.errors import (
     UnavailableError,
 )
 from flplatform.core.ports import Row
-from flplatform.store import schema, state
+from flplatform.files.shortage import shortage_in
+from flplatform.store import schema, sqlite, state
+from flplatform.store.snapshot import snapshot
 from flplatform.store.sqlite import SqliteFile
 from flplatform.store.state import SqlStateStore
 from tests.support.postgres import Cluster
@@ -78,7 +82,10 @@ def test_a_second_store_on_one_file_is_refused_by_name(tmp_path: Path) -> None:
             "except Exception as error:\n    sys.exit(f'{type(error).__name__}: {error}')\n"
         )
         second = subprocess.run(
-            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", code, f"sqlite:///{path}"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert second.stderr.startswith("FailedPreconditionError: ")
         assert f"in use by process {os.getpid()}" in second.stderr
@@ -93,7 +100,7 @@ def test_a_newer_schema_is_refused_by_name_and_left_alone(tmp_path: Path) -> Non
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE schema_version SET version = 7")
     connection.close()
-    with pytest.raises(FailedPreconditionError, match="schema 7; this release knows .* up to 2"):
+    with pytest.raises(FailedPreconditionError, match="schema 7; this release knows .* up to 3"):
         SqlStateStore(path, never)
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(7,)]
@@ -113,9 +120,38 @@ def test_a_migration_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Monk
     with opened(path) as store:
         assert [r.seq for r in store.read("s")] == [1]
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(3,)]
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(4,)]
         assert connection.execute("SELECT * FROM extra").fetchall() == []
     connection.close()
+
+
+def test_a_log_has_an_id_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the release before gets its id when this release opens it first."""
+    with monkeypatch.context() as before:
+        before.setattr(schema, "STEPS", schema.STEPS[:2])
+        before.setattr(schema, "WITH_ORIGIN", 0)
+        before.setattr(schema, "read_origin", lambda _connection: "none")
+        with opened(tmp_path / "old.db") as store:
+            store.append([row(1)]).result(10)
+    with snapshot(tmp_path / "old.db") as log:
+        assert log.origin == ""
+    with opened(tmp_path / "old.db") as store, opened(tmp_path / "other.db") as other:
+        known = store.origin
+        assert re.fullmatch("[0-9a-f]{32}", known)
+        assert other.origin != known
+    with opened(tmp_path / "old.db") as store:
+        assert store.origin == known
+        assert [r.seq for r in store.read("s")] == [1]
+    with snapshot(tmp_path / "old.db") as log:
+        assert log.origin == known
+        log.copy(tmp_path / "copy.db")
+    with opened(tmp_path / "copy.db") as copy:
+        assert copy.origin == known
+    with sqlite3.connect(tmp_path / "copy.db") as connection:
+        connection.execute("DELETE FROM origin")
+    connection.close()
+    with pytest.raises(DataLossError, match="has lost its id; restore it from a backup"):
+        SqlStateStore(tmp_path / "copy.db", never)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -140,6 +176,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         ("sqlite://", "needs a file"),
         ("sqlite:///:memory:", "needs a file"),
         ("://", "not a database URL"),
+        ("host=db password=x", "state_url is not a database URL; use sqlite:////path"),
+        ("/tmp/state.db", "state_url is not a database URL; use sqlite:////path"),
+        ("sqlite:///state.db", "the path of a SQLite file is not absolute; use sqlite:////path"),
+        ("sqlite://host//tmp/state.db", "the path of a SQLite file is not absolute"),
     ],
 )
 def test_other_targets_are_refused(target: str, message: str) -> None:
@@ -201,7 +241,7 @@ while True:
 def test_kill_9_loses_nothing_that_was_acknowledged(
     kind: str, rounds: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    target = str(tmp_path / "state.db")
+    target = f"sqlite:///{tmp_path}/state.db"
     crash: Callable[[], None] = lambda: None  # noqa: E731
     if kind == "postgres":
         cluster: Cluster = request.getfixturevalue("postgres")
@@ -284,3 +324,17 @@ def test_a_disk_too_full_to_open_is_refused(
     monkeypatch.setattr(SqliteFile, "_on_connect", lambda _, c, r: limit(c, r))
     with pytest.raises((UnavailableError, ResourceExhaustedError), match="full"):
         SqlStateStore(tmp_path / "state.db", never)
+
+
+def test_what_sqlite_does_not_name_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says the same of a file that cannot be opened for a quota as of one that is a folder."""
+    (tmp_path / "state.db").mkdir()
+    for number, rule in ((errno.EDQUOT, "disk"), (None, None)):
+        found = OSError(number, "as found") if number else None
+        monkeypatch.setattr(sqlite, "probe", lambda _folder, found=found: found)
+        with pytest.raises(UnavailableError, match="unable to open") as caught:
+            SqlStateStore(tmp_path / "state.db", never)
+        short = shortage_in(caught.value)
+        assert (short and short.rule) == rule

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
+from sqlalchemy.engine import make_url
 
 from flplatform.core.errors import (
     ConfigError,
@@ -155,7 +156,7 @@ def test_sqlite_needs_no_driver_and_its_absence_is_explained(tmp_path: Path) -> 
         "except Exception as error:\n    print(f'{type(error).__name__}: {error}')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "state.db")],
+        [sys.executable, "-c", code, f"sqlite:///{tmp_path}/state.db"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -180,7 +181,7 @@ def test_a_server_elsewhere_must_prove_who_it_is(
 ) -> None:
     monkeypatch.delenv("PGSSLMODE", raising=False)
     monkeypatch.delenv("PGHOST", raising=False)
-    assert dialect._defaults(state.make_url(url)).get("sslmode") == mode
+    assert dialect._defaults(make_url(url)).get("sslmode") == mode
 
 
 # ---- permissions and secrets ----
@@ -243,6 +244,10 @@ def test_no_text_shows_the_password(
         f"postgresql+asyncpg://u:{SECRET}@localhost/db",
         f"postgres://u:{SECRET}@localhost/db",
         f"mysql://u:{SECRET}@localhost/db",
+        f"host=localhost password={SECRET} dbname=db",
+        f"/home/{SECRET}/state.db",
+        f"sqlite:///home/{SECRET}/state.db",
+        f"sqlite://u:{SECRET}@localhost//home/state.db",
     ):
         with pytest.raises((ConfigError, UnavailableError)) as found:
             SqlStateStore(url, never)

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,15 +21,22 @@ from flplatform.core.errors import (
     InvalidArgumentError,
     NotFoundError,
     UnauthenticatedError,
+    UnavailableError,
 )
+from flplatform.core.ports import Row
+from flplatform.files.digest import digest_of
 from flplatform.files.lock import held
 from flplatform.security.audit import AuditLog, KitSeal, records
 from flplatform.server.upkeep import backup as backup_module
+from flplatform.server.upkeep import place as place_module
+from flplatform.server.upkeep import taking
 from flplatform.server.upkeep.backup import MANIFEST, back_up
-from flplatform.server.upkeep.place import Place
-from flplatform.server.upkeep.replay import replay_run
-from flplatform.server.upkeep.restore import BUILDING, restore
+from flplatform.server.upkeep.building import BUILDING
+from flplatform.server.upkeep.history import History
+from flplatform.server.upkeep.place import Place, needs_of
+from flplatform.server.upkeep.restore import restore
 from flplatform.server.upkeep.verify import verify_state
+from flplatform.store.snapshot import Snapshot, snapshot
 from flplatform.store.state import SqlStateStore
 from tests.support.federation import provision
 
@@ -122,37 +131,113 @@ def test_a_failed_backup_leaves_nothing(
     assert not [*(tmp_path / "backups").iterdir()]
 
 
-def test_a_blob_that_is_freed_meanwhile_asks_for_a_newer_log(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Busy:
+    """A server at work: each round stages a job of its own blob, and frees that of the last one."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._rounds = 0
+        blob = place.blobs.file(place.blobs.digests()[0])
+        self._mode = blob.stat().st_mode & 0o777
+        self._opened = place.history().runs[1].stream.events[0]
+
+    def go_on(self) -> None:
+        self._rounds += 1
+        number, (row, opened) = self._rounds, self._opened
+        assert isinstance(opened, ev.RunOpened)
+        data = f"package {number}".encode()
+        path = self._place.blobs.file(digest_of(data))
+        path.write_bytes(data)
+        path.chmod(self._mode)
+        package = ev.Blob(digest=digest_of(data), size=len(data))
+        staged = ev.JobStaged(
+            name="job", job=opened.job, job_blob=package, model=opened.initial_model,
+            parameters=1, has_code=False, by="lead", organisation="",
+        )  # fmt: skip
+        with closing(SqlStateStore(self._place.folder / "events.db", lambda _error: None)) as store:
+            last = store.read(ev.FEDERATION)[-1].seq
+            store.append([Row(ev.FEDERATION, last + 1, row.time, *ev.encode(staged))]).result()
+        if number > 1:
+            self._place.blobs.file(digest_of(f"package {number - 1}".encode())).unlink()
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_server_with_short_rounds_holds_up_no_backup(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
 ) -> None:
-    """As when the run was deleted between the copy of the log and that of the blobs."""
-    take, calls = backup_module._take, []
+    """While the log is read, rounds end: what it needed a moment ago is freed."""
+    busy, read = Busy(place), place_module.history_of
 
-    def freed(place: Place, digest: str, folder: Path, link: bool) -> bool:
-        if not calls:
-            with closing(SqlStateStore(place.folder / "events.db", lambda _error: None)) as store:
-                last = store.read(ev.FEDERATION)[-1]
-                event = ev.encode(ev.RunDeleted(run=1, by="lead"))
-                row = type(last)(last.stream, last.seq + 1, last.time, *event)
-                store.append([row]).result()
-            kept = set(backup_module.needs_of(place.history()))
-            for each in set(place.blobs.digests()) - kept:
-                place.blobs.file(each).unlink()
-        calls.append(digest)
-        return take(place, digest, folder, link)
+    def slowly(log: Snapshot, runs: Collection[int] | None = None) -> History:
+        busy.go_on()
+        busy.go_on()
+        return read(log, runs)
 
-    monkeypatch.setattr(backup_module, "_take", freed)
-    manifest = back_up(place, tmp_path / "backup")
-    assert not manifest.problems
+    busy.go_on()
+    monkeypatch.setattr(backup_module, "history_of", slowly)
+    monkeypatch.setattr(place_module, "history_of", slowly)
+    done = back_up(place, tmp_path / "backup", link=link)
+    monkeypatch.undo()
+    assert not done.problems
+    needed = needs_of(history_in(tmp_path / "backup"))
+    names = {path.name for path in (tmp_path / "backup" / "blobs").iterdir()}
+    assert names == {digest.partition(":")[2] for digest in needed}
     shutil.rmtree(place.folder)
     restore(tmp_path / "backup", place)
     assert not verify_state(place, deep=True).findings
 
 
+def history_in(backup: Path) -> History:
+    with snapshot(backup / "events.db") as log:
+        return place_module.history_of(log)
+
+
+def test_a_server_that_is_always_faster_ends_the_backup(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, copy, told = Busy(place), Snapshot.copy, list[str]()
+
+    def while_rounds_end(log: Snapshot, path: Path) -> None:
+        busy.go_on()
+        with snapshot(place.target) as now:
+            copy(now, path)
+        busy.go_on()
+
+    monkeypatch.setattr(Snapshot, "copy", while_rounds_end)
+    with pytest.raises(UnavailableError, match="10 times the server freed blobs faster"):
+        back_up(place, tmp_path / "backup", progress=told.append)
+    assert sum("1 blob not there" in text for text in told) == 10
+    assert not [*tmp_path.glob("*backup*")]
+
+
+def test_what_nobody_needs_is_not_copied(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stray = place.blobs.root / ("0" * 64)
+    stray.write_bytes(b"an upload")
+    copied, copy = list[str](), taking.copy_file
+
+    def noted(source: Path, *more: Any) -> None:
+        copied.append(source.name)
+        copy(source, *more)
+
+    stray.chmod(0o444)
+    monkeypatch.setattr(taking, "copy_file", noted)
+    back_up(place, tmp_path / "backup", link=False)
+    assert stray.name not in copied
+    assert len(copied) == len(needs_of(place.history()))
+
+
+def test_blobs_are_read_only_in_a_backup(backup: Path, place: Place, tmp_path: Path) -> None:
+    back_up(place, tmp_path / "copied", link=False)
+    for folder in (backup, tmp_path / "copied"):
+        assert not any(path.stat().st_mode & 0o222 for path in (folder / "blobs").iterdir())
+
+
 def test_a_state_with_problems(place: Place, tmp_path: Path) -> None:
     lost = place.blobs.digests()[0]
     place.blobs.file(lost).unlink()
-    with pytest.raises(DataLossError, match=f"1 problems, the first: blob {lost} is missing"):
+    with pytest.raises(DataLossError, match=f"1 problem, the first: blob {lost}: blob is there"):
         back_up(place, tmp_path / "backup")
     made = back_up(place, tmp_path / "backup", damaged=True)
     assert len(made.problems) == 1
@@ -160,6 +245,87 @@ def test_a_state_with_problems(place: Place, tmp_path: Path) -> None:
         restore(tmp_path / "backup", place, move_aside=True)
     restore(tmp_path / "backup", place, move_aside=True, damaged=True)
     assert [each.rule for each in verify_state(place).problems] == ["blob is there"]
+
+
+def spoil_database(place: Place) -> None:
+    with (place.folder / "events.db").open("r+b") as file:
+        file.seek(36)
+        file.write((7).to_bytes(4, "big"))  # pages that are free
+
+
+def spoil_audit(place: Place) -> None:
+    path = place.folder / "audit.jsonl"
+    path.write_text(path.read_text().replace("command 2", "command 9"))
+
+
+def spoil_users(place: Place) -> None:
+    (place.folder / "users.json").write_text('{"a": ')
+
+
+def spoil_rights(place: Place) -> None:
+    (place.folder / "users.json").chmod(0o644)
+
+
+def spoil_links(place: Place) -> None:
+    (place.folder / "metrics" / "out").symlink_to("/etc/passwd")
+
+
+def spoil_log(place: Place) -> None:
+    with closing(sqlite3.connect(place.folder / "events.db")) as database:
+        database.execute("DELETE FROM events")
+        database.commit()
+
+
+def spoil_blob(place: Place) -> None:
+    path = place.blobs.file(place.blobs.digests()[0])
+    path.rename(place.kit.folder / "moved")
+    path.symlink_to(place.kit.folder / "moved")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (spoil_database, "events.db: I1 database: "),
+        (spoil_audit, "state/audit.jsonl: I7 audit chain: state/audit.jsonl:3: this record was"),
+        (spoil_users, "state/users.json: I5 whole file: not JSON"),
+        (spoil_rights, "state/users.json: rights: mode 0644 lets others in"),
+        (spoil_links, "state/metrics/out: rights: is a symbolic link"),
+        (spoil_log, "event log: I1 database: it is empty, but there are "),
+        (spoil_blob, "rights: is a symbolic link"),
+    ],
+)
+def test_a_state_in_which_verify_finds_something(
+    place: Place, tmp_path: Path, spoil: Callable[[Place], None], text: str
+) -> None:
+    spoil(place)
+    assert verify_state(place).problems
+    with pytest.raises(DataLossError) as caught:
+        back_up(place, tmp_path / "backup")
+    assert text in str(caught.value)
+    assert ".tmp-" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["kit"]
+    made = back_up(place, tmp_path / "backup", damaged=True)
+    assert any(text in each for each in made.problems)
+    assert ".tmp-" not in str(made.problems)
+
+
+def test_all_problems_are_counted(place: Place, tmp_path: Path) -> None:
+    for digest in place.blobs.digests()[:3]:
+        place.blobs.file(digest).unlink()
+    with pytest.raises(DataLossError, match="the state has 3 problems, the first: blob "):
+        back_up(place, tmp_path / "backup")
+
+
+def test_an_error_names_no_folder_that_has_gone(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target / "audit.jsonl"))
+
+    monkeypatch.setattr(backup_module, "_copy_audit", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        back_up(place, tmp_path / "b")
+    assert caught.value.filename == str(tmp_path / "b" / "state" / "audit.jsonl")
 
 
 def damage_nothing_of(folder: Path) -> None:
@@ -273,43 +439,3 @@ def test_the_audit_is_copied_while_it_is_written(place: Place, tmp_path: Path) -
     restore(tmp_path / "backup", place, move_aside=True)
     assert verify_state(place).audit_records == 26  # 25, and that of the restore
     assert not verify_state(place).problems
-
-
-# ---- replay
-
-
-def test_every_round_can_be_computed_again(place: Place) -> None:
-    before = place.blobs.digests()
-    found = list(replay_run(place, 1))
-    assert [(each.round, each.outcome) for each in found] == [(n, "same") for n in (1, 2, 3)]
-    assert [each.outcome for each in replay_run(place, 1, 2)] == ["same"]
-    assert place.blobs.digests() == before
-    with pytest.raises(NotFoundError, match="no closed round 9"):
-        list(replay_run(place, 1, 9))
-    with pytest.raises(NotFoundError, match="there are runs 1 to 2"):
-        list(replay_run(place, 3))
-
-
-def test_a_freed_input_and_a_damaged_one(place: Place) -> None:
-    closed = [e for e in place.history().runs[1].stream.only() if isinstance(e, ev.RoundClosed)]
-    freed = place.blobs.file(closed[0].contributions[0].digest)
-    freed.unlink()
-    damaged = place.blobs.file(closed[1].contributions[1].digest)
-    data = bytearray(damaged.read_bytes())
-    data[-2] ^= 0x40
-    damaged.chmod(0o600)
-    damaged.write_bytes(data)
-    found = {each.round: each for each in replay_run(place, 1)}
-    assert found[1].outcome == "freed"
-    assert found[2].outcome == "differs"
-    assert "model made now" in found[2].detail
-    assert "the update of b is damaged" in found[2].detail
-    assert found[3].outcome == "same"
-
-
-def test_a_model_that_is_not_what_the_round_gives(place: Place, sql: Callable[..., None]) -> None:
-    with place.snapshot() as log:
-        rows = [row for row in log.read("run/1") if row.type == "ModelPublished"]
-    body = json.loads(rows[2].body) | {"model": json.loads(rows[1].body)["model"]}
-    sql(f"UPDATE events SET body='{json.dumps(body)}' WHERE stream='run/1' AND seq={rows[2].seq}")
-    assert [each.outcome for each in replay_run(place, 1)] == ["same", "same", "differs"]

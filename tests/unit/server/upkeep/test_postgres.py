@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from flplatform.core import events as ev
 from flplatform.core.errors import FailedPreconditionError
+from flplatform.server.upkeep import restore as restoring
 from flplatform.server.upkeep.backup import back_up
 from flplatform.server.upkeep.place import Place
 from flplatform.server.upkeep.replay import replay_run
 from flplatform.server.upkeep.restore import restore
 from flplatform.server.upkeep.verify import verify_state
-from flplatform.store.snapshot import snapshot
+from flplatform.store.snapshot import open_store, snapshot
 from flplatform.store.state import SqlStateStore
 from tests.support.postgres import Cluster
 
@@ -41,3 +43,31 @@ def test_there_and_back(place: Place, postgres: Cluster, tmp_path: Path) -> None
     assert not verify_state(there, deep=True).problems
     with snapshot(there.target) as log:
         assert {stream: log.read(stream) for stream in log.streams()} == rows
+
+
+def test_a_restore_that_did_not_end(
+    place: Place, postgres: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same backup ends it, whether its events were in the database already or not."""
+    back_up(place, tmp_path / "one")
+    with closing(open_store(place.target)) as store:
+        last = store.read(ev.FEDERATION)[-1]
+        event = ev.encode(ev.RunDeleted(run=1, by="lead"))
+        store.append([type(last)(last.stream, last.seq + 1, last.time, *event)]).result()
+    back_up(place, tmp_path / "two")
+    shutil.rmtree(place.folder)
+    here = moved(place, postgres.url(postgres.new_schema()))
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("_fill_log", "_demand_restored"):
+        with monkeypatch.context() as patched:
+            patched.setattr(restoring, step, cut)
+            with pytest.raises(KeyboardInterrupt):
+                restore(tmp_path / "one", here)
+        assert any("did not end" in each.text for each in verify_state(here).problems)
+    with pytest.raises(FailedPreconditionError, match="does not hold the events of"):
+        restore(tmp_path / "two", here)
+    restore(tmp_path / "one", here)
+    assert not verify_state(here, deep=True).problems

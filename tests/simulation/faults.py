@@ -121,6 +121,7 @@ class Injector:
 
     def __init__(self, history: Any) -> None:
         self._history = history
+        self._fresh: set[str] = set()  # heard of shortly before the server was frozen
 
     def __call__(self, fault: Fault) -> None:
         """Do it now."""
@@ -166,10 +167,16 @@ class Injector:
         elif what == "killed at a step":
             process.steps = fault.number
         elif what == "frozen":
+            if who == "server" and not process.frozen:
+                self._fresh = victim.fresh()
             process.frozen = True
-            later(fault.length, process.thaw)
-            if who == "server":
-                later(fault.length + 1.0, self._remembers, victim, process, victim.fresh())
+            later(fault.length, self._thaw, who, victim, process)
+
+    def _thaw(self, who: str, victim: Any, process: Any) -> None:
+        """Let it go on; whichever of several freezes is over first ends them all."""
+        if who == "server" and process.frozen:
+            self._history.network.later(1.0, self._remembers, victim, process, self._fresh)
+        process.thaw()
 
     def _remembers(self, server: Any, process: Any, fresh: set[str]) -> None:
         """See that a standstill of the server is nobody's silence."""

@@ -14,6 +14,7 @@ from flplatform.core.errors import FLError
 from flplatform.core.messages import TRAIN
 from flplatform.core.workflow import Deploy, RosterChanged
 from flplatform.server import hands, retention, run_actor, validation, wire
+from flplatform.server.client_manager import ClientManager
 from flplatform.server.hands import RunHands
 from flplatform.server.ledger import Ledger
 from flplatform.server.relay import RequestRelay
@@ -290,6 +291,10 @@ def _forget_prepared_runs() -> list[Patch]:
     return [(Ledger, "read", read)]
 
 
+def _take_a_standstill_for_silence() -> list[Patch]:
+    return [(ClientManager, "stood_still_s", lambda _self: 0.0)]
+
+
 MOST_SEEDS = 400
 """So many are enough to notice any of these."""
 
@@ -322,22 +327,24 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     "free what lies ready": _free_what_lies_ready,
     "give a prepared run another number": _give_a_prepared_run_another_number,
     "forget prepared runs": _forget_prepared_runs,
+    "take a standstill for silence": _take_a_standstill_for_silence,
 }
 
 
 FIRST_SEEDS = {
-    "train again after a restart": 630,
-    "count duplicates": 80,
-    "no fsync of spooled results": 815,
+    "train again after a restart": 1060,
+    "count duplicates": 170,
+    "no fsync of spooled results": 835,
     "no fsync of accepted runs": 20,
-    "settle before the answer": 20,
-    "forget what a dead site received": 25,
-    "undo a codec against another base": 40,
-    "forget who came while the disk was full": 9410,
-    "drop what a disabled site has trained": 60160,
-    "tell no site that it was withdrawn": 1055,
-    "ask no site anew": 105,
-    "free what is validated": 105,
+    "settle before the answer": 30,
+    "forget what a dead site received": 90,
+    "undo a codec against another base": 45,
+    "forget who came while the disk was full": 9919,
+    "drop what a disabled site has trained": 60495,
+    "tell no site that it was withdrawn": 1360,
+    "ask no site anew": 545,
+    "free what is validated": 220,
+    "take a standstill for silence": 100,
 }
 """Where to begin to look, if not at 0: known to be noticed soon after."""
 

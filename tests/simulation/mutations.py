@@ -3,16 +3,14 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any
 
 from flplatform.algorithms.workflows import cross_site_validation
 from flplatform.algorithms.workflows import run as workflow
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
-from flplatform.core.errors import FLError
 from flplatform.core.messages import TRAIN
-from flplatform.core.workflow import Deploy, RosterChanged
+from flplatform.core.workflow import Deploy
 from flplatform.server import hands, retention, run_actor, validation, wire
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.hands import RunHands
@@ -194,15 +192,6 @@ def _undo_without_the_base() -> list[Patch]:
     return [(wire, "decode", decode)]
 
 
-def _forget_who_came_on_a_full_disk() -> list[Patch]:
-    async def decide_anew(self: RunActor) -> None:
-        vars(self)["_reconsider"] = False
-        with suppress(FLError):
-            await self.tell(RosterChanged())
-
-    return [(RunActor, "_decide_anew", decide_anew)]
-
-
 def _drop_what_a_disabled_site_has_trained() -> list[Patch]:
     async def persist(self: Any, what: str, step: Any, troubles: Any) -> Any:
         return await self._session.persist(what, lambda: troubles.watch(step))
@@ -315,7 +304,6 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     "encode another model": _encode_another_model,
     "free what sites download": _free_what_sites_download,
     "undo a codec against another base": _undo_without_the_base,
-    "forget who came while the disk was full": _forget_who_came_on_a_full_disk,
     "drop what a disabled site has trained": _drop_what_a_disabled_site_has_trained,
     "tell no site that it was withdrawn": _tell_nobody_of_withdrawals,
     "keep what an ended run has spooled": _keep_what_a_run_has_spooled,
@@ -339,7 +327,6 @@ FIRST_SEEDS = {
     "settle before the answer": 30,
     "forget what a dead site received": 90,
     "undo a codec against another base": 45,
-    "forget who came while the disk was full": 9919,
     "drop what a disabled site has trained": 60495,
     "tell no site that it was withdrawn": 1360,
     "ask no site anew": 545,

@@ -17,7 +17,7 @@ from flplatform.core.ports import BlobStore
 from flplatform.files.counters import Counters
 from flplatform.files.shortage import explaining_shortage
 from flplatform.files.threads import in_thread
-from flplatform.rpc.transfers import fetch_blob
+from flplatform.rpc.transfers import WORKERS, download_id, fetch_blob
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class BlobCache:
         self._decoding = 0
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._receiving: set[str] = set()
+        self._parts: set[str] = set()
+        """Digests of which a part may lie in the store: a download has begun and not ended well."""
         self._trimming = asyncio.Lock()
         """Held while blobs are deleted: nothing else becomes needed meanwhile."""
 
@@ -153,12 +155,14 @@ class BlobCache:
     async def _download(self, blob: ModelRef) -> Path:
         missing = 0 if await in_thread(self._blobs.has_whole, blob.digest) else blob.size
         self._receiving.add(blob.digest)
+        self._parts.add(blob.digest)
         try:
             path = await self._session.transfer(
                 lambda channel, token: fetch_blob(channel, blob, self._blobs, token=token)
             )
         finally:
             self._receiving.discard(blob.digest)
+        self._parts.discard(blob.digest)
         self._counters.add("received_bytes", amount=missing)
         return path
 
@@ -178,16 +182,36 @@ class BlobCache:
             assert asker is not None
             if asker not in self._held:
                 self._held[asker] = set()
-                asker.add_done_callback(self._held.pop)
+                asker.add_done_callback(self._over)
             self._held[asker].add(digest)
+
+    def _over(self, asker: asyncio.Task[object]) -> None:
+        """Forget what an asker has begun to download, if nobody else wants it."""
+        begun = self._held.pop(asker) & self._parts
+        for digest in begun - self._kept():
+            self._parts.discard(digest)
+            try:
+                WORKERS.submit(self._forget, digest)
+            except ResourceExhaustedError as error:
+                log.warning("a part of %s stays for now: %s", digest, error)
+
+    def _forget(self, digest: str) -> None:
+        try:
+            self._blobs.forget(download_id(digest))
+        except OSError as error:
+            log.warning("a part of %s stays for now: %s", digest, error)
+
+    def _kept(self) -> set[str]:
+        """Return the digests that are needed."""
+        keep = self._offered | set(self._decoded.values()) | self._needed()
+        return keep.union(*self._held.values())
 
     async def _trim(self, limit_bytes: int, short_bytes: Callable[[], int]) -> list[str]:
         """Delete what nobody needs and there is no room for; return the digests of the deleted."""
         async with self._trimming:
             if self._decoding:  # what is being made has no name yet: the next time it has
                 return []
-            keep = self._offered | set(self._decoded.values()) | self._needed()
-            keep = keep.union(*self._held.values())
+            keep = self._kept()
             try:
                 return await in_thread(lambda: trim(self._blobs, keep, limit_bytes, short_bytes()))
             except (FLError, OSError) as error:  # tasks need not wait for it

@@ -56,6 +56,7 @@ class Starts:
         self.entered: dict[int, Start] = {}
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._all: set[Start] = set()
+        self._closing = False
 
     @asynccontextmanager
     async def turn(self, run: int, order: StartOrder) -> AsyncIterator[Start]:
@@ -96,7 +97,8 @@ class Starts:
         try:
             yield
         finally:
-            del self.entered[start.run]
+            if not self._closing:  # else the next process goes on with what has come
+                del self.entered[start.run]
 
     def give_up(self, run: int, status: str) -> None:
         """Give the start of a run up, if there is one on its way in."""
@@ -134,6 +136,7 @@ class Starts:
 
     async def close(self) -> None:
         """End all; nobody is answered: the server will ask again."""
+        self._closing = True
         tasks = [start.task for start in self._all]
         for task in tasks:
             task.cancel()

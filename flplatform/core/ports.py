@@ -127,7 +127,7 @@ class BlobStore(Protocol):
         """
 
     def forget(self, transfer_id: str) -> None:
-        """Delete what an interrupted transfer has left: it will not go on."""
+        """Delete what a transfer has left, or leaves if it is interrupted: it will not go on."""
 
     def create(self, fill: Callable[[Path], None]) -> ModelRef:
         """Make a blob from a file that `fill` writes at the path it is given."""

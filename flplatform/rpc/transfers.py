@@ -147,6 +147,11 @@ def _status_now(call: Any) -> aio.AioRpcError:
     )
 
 
+def download_id(digest: str) -> str:
+    """Return the transfer id by which `fetch_blob` receives a blob."""
+    return f"download {digest}"
+
+
 async def fetch_blob(
     channel: aio.Channel,
     blob: ModelRef,
@@ -163,7 +168,7 @@ async def fetch_blob(
     """
     if blobs.has(blob.digest):
         return blobs.path(blob.digest)
-    opening = WORKERS.submit(blobs.receive, f"download {blob.digest}", blob, None)
+    opening = WORKERS.submit(blobs.receive, download_id(blob.digest), blob, None)
     behind: Behind | None = None
     # From here on whatever is at work in a thread is waited for before the writer is let go.
     try:

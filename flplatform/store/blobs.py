@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -63,6 +64,7 @@ class FileBlobStore:
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
         self._active: dict[str, PartFile] = {}
+        self._forgotten: set[str] = set()
         self._checked: set[str] = set()
         self._locks: WeakValueDictionary[str, threading.RLock] = WeakValueDictionary()
         self._collected = time.monotonic()
@@ -79,11 +81,13 @@ class FileBlobStore:
                     part.unlink()
 
     def forget(self, transfer_id: str) -> None:
-        """Delete what an interrupted transfer has left: it will not go on."""
+        """Delete what a transfer has left, or leaves if it breaks off; see `ports.BlobStore`."""
         with self._lock:
-            if transfer_id not in self._active:
-                for part in self._incoming.glob(f"{_prefix(transfer_id)}.*.part"):
-                    part.unlink()
+            if transfer_id in self._active:
+                self._forgotten.add(transfer_id)
+                return
+            for part in self._incoming.glob(f"{_prefix(transfer_id)}.*.part"):
+                part.unlink()
 
     def has(self, digest: str) -> bool:
         """Return whether the blob is here.
@@ -294,8 +298,13 @@ class FileBlobStore:
 
     def _release(self, writer: PartFile) -> None:
         with self._lock:
-            if self._active.get(writer.transfer_id) is writer:
-                del self._active[writer.transfer_id]
+            if self._active.get(writer.transfer_id) is not writer:
+                return
+            del self._active[writer.transfer_id]
+            if writer.transfer_id in self._forgotten and writer.part is not None:
+                self._forgotten.discard(writer.transfer_id)
+                with suppress(OSError):  # it goes when it is old
+                    writer.part.unlink(missing_ok=True)
 
 
 def digests_in(root: Path) -> list[str]:

@@ -47,5 +47,10 @@ def settled(federation: Faulty, name: str) -> Footprint:
         now[0] = Footprint(federation, name)
         return now[0].children == now[0].temporary == 0
 
-    federation.wait_for(quiet, f"{name} to be quiet", deadline_s=20)
+    try:
+        federation.wait_for(quiet, f"{name} to be quiet", name, deadline_s=20)
+    except TimeoutError as error:
+        running = psutil.Process(federation.processes[name].pid).children(recursive=True)
+        left = [str(each) for each in (*temporary_files(federation.kit(name)), *running)]
+        raise TimeoutError("\n".join([f"{name} has left:", *left, str(error)])) from None
     return now[0]

@@ -6,6 +6,7 @@ import pytest
 
 from flplatform.core import events as ev
 from tests.faults.conftest import LONG
+from tests.faults.footprint import settled
 from tests.faults.proxy import Proxy
 from tests.scenarios.test_why import Talk, cause_of
 from workspaces.running import ADMIN
@@ -15,6 +16,8 @@ pytestmark = pytest.mark.timeout(600 if LONG else 120)
 LATER = pytest.mark.faults_long
 ROUNDS = 6
 FLOATS = 50_000
+MANY_FLOATS = 2_000_000
+SLOW_BYTES_S = 500_000
 
 
 @pytest.fixture
@@ -92,6 +95,36 @@ def test_cut_refused_flapping_delayed_and_slow(behind):
     federation.wait_event(run, ev.RunEnded)
     proxy.change()
     finish(federation, run)
+
+
+@pytest.mark.parametrize("receiver", ["site-1", "server"])
+def test_an_abort_leaves_nothing_of_what_was_on_its_way(behind, receiver):
+    """The part of a download at the site, that of an upload at the server."""
+    federation, proxy = behind()
+    federation.hold("site-2", 1)
+    let_go = federation.hold("site-1", 1)
+    slow = {"bytes_s": SLOW_BYTES_S}
+    proxy.change(**(slow if receiver == "site-1" else {}))
+    run = federation.submit("large", rounds=1, floats=MANY_FLOATS)
+    base = federation.wait_event(run, ev.RoundOpened).model
+    if receiver == "server":
+        model = federation.kit("site-1") / "state" / "blobs" / base.digest.partition(":")[2]
+        federation.wait_for(model.exists, "the model to be at the site")
+        proxy.change(**slow)
+        let_go()
+    incoming = federation.kit(receiver) / "state" / "blobs" / "incoming"
+    federation.wait_for(
+        lambda: any(part.stat().st_size > SLOW_BYTES_S // 4 for part in incoming.iterdir()),
+        f"{receiver} to receive",
+    )
+    done = federation.console(f"abort all --run {run}")
+    assert done.returncode == 0, done.stdout
+    federation.tally.fault("abort amid a transfer")
+    proxy.change()
+    federation.wait_event(run, ev.RunEnded)
+    for each in ("site-1", "server"):
+        settled(federation, each)
+    federation.tally.runs += 1
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,13 @@ class Site:
             await asyncio.sleep(0)
         return asker.result()
 
+    def parts(self) -> list[str]:
+        return [path.name for path in (self.folder / "blobs" / "incoming").iterdir()]
+
+    async def until_forgotten(self):
+        while self.parts():  # a thread is at it
+            await asyncio.sleep(0.01)
+
     def has(self, *blobs: ModelRef) -> list[bool]:
         return [self.store.has(blob.digest) for blob in blobs]
 
@@ -398,3 +405,60 @@ def test_a_blob_that_the_server_has_not(site, monkeypatch):
     monkeypatch.setattr(module, "fetch_blob", refuse)
     with pytest.raises(NotFoundError):
         play(site.ask(site.model()))
+
+
+def test_what_came_of_a_download_goes_with_the_last_who_wanted_it(site):
+    async def scene():
+        site.gate, blob = asyncio.Event(), site.model()
+        first = asyncio.create_task(site.cache.fetch(blob))
+        await site.begun.wait()
+        second = asyncio.create_task(site.cache.fetch(blob))
+        site.begun.clear()
+        await asyncio.sleep(0)
+        first.cancel()
+        await site.begun.wait()  # the second one goes on with it
+        assert site.parts()
+        second.cancel()
+        await asyncio.wait([first, second])
+        await site.until_forgotten()
+
+    play(scene())
+
+
+def test_what_came_of_a_download_stays_while_it_is_needed(site):
+    async def scene():
+        site.gate, offered, needed = asyncio.Event(), site.model(), site.model()
+        site.needed = {needed.digest}
+        await site.cache.offer([task(offered)])
+        for blob in (offered, needed):
+            site.begun.clear()
+            asker = asyncio.create_task(site.cache.fetch(blob))
+            await site.begun.wait()
+            asker.cancel()
+            await asyncio.wait([asker])
+        return site.parts()
+
+    assert len(play(scene())) == 2
+
+
+def test_what_came_of_a_download_goes_also_between_two_tries(site):
+    async def scene():
+        blob = site.model()
+        site.gate = asyncio.Event()
+        between = asyncio.Event()
+
+        async def insist():
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await site.cache.fetch(blob)
+            between.set()
+            await asyncio.Event().wait()
+
+        asker = asyncio.create_task(insist())
+        await between.wait()
+        assert site.parts()
+        asker.cancel()
+        await asyncio.wait([asker])
+        await site.until_forgotten()
+
+    play(scene())

@@ -299,13 +299,34 @@ def test_what_a_transfer_has_left_can_be_forgotten(tmp_path: Path) -> None:
     store = FileBlobStore(tmp_path)
     writer = store.receive("t", REF)
     writer.write(DATA[:10])
-    store.forget("t")
-    assert part_of(tmp_path, "t").exists(), "it is at work"
-    writer.suspend()
     store.forget("another")
+    writer.suspend()
     assert part_of(tmp_path, "t").exists()
     store.forget("t")
     assert files_in(tmp_path) == []
+
+
+def test_a_transfer_that_is_forgotten_at_work_leaves_nothing_when_it_breaks(tmp_path: Path) -> None:
+    store = FileBlobStore(tmp_path)
+    writer = store.receive("t", REF)
+    writer.write(DATA[:10])
+    store.forget("t")
+    assert part_of(tmp_path, "t").exists(), "it is at work"
+    writer.suspend()
+    assert files_in(tmp_path) == []
+    again = store.receive("t", REF)
+    again.write(DATA[:10])
+    again.suspend()
+    assert part_of(tmp_path, "t").exists(), "a later one is another matter"
+
+
+def test_a_transfer_that_is_forgotten_at_work_may_come_to_its_end(tmp_path: Path) -> None:
+    store = FileBlobStore(tmp_path)
+    writer = store.receive("t", REF)
+    store.forget("t")
+    writer.write(DATA)
+    writer.commit()
+    assert store.has_whole(REF.digest)
 
 
 def test_old_parts_are_collected_while_blobs_are_received(

@@ -18,7 +18,7 @@ MORE_BYTES_PER_RUN = 400_000
 
 
 def abort_one(federation, console, number: int) -> None:
-    name = federation.job(f"job-{number}", rounds=2)
+    name = federation.job(f"job-{number}", rounds=2, floats=1000 + number)  # each its own model
     answer = console.ask(f"submit_job {name}")
     assert answer["ok"], answer
     run = federation.run_of(name)

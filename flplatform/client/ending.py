@@ -144,11 +144,6 @@ class Endings:
         self._deletions.add(task)
         task.add_done_callback(self._deletions.discard)
 
-    async def until_deleted(self) -> None:
-        """Wait until nothing is left to delete."""
-        while self._deletions:
-            await asyncio.wait(self._deletions)
-
     async def _insist(self, what: str, step: Callable[[], Awaitable[object]]) -> bool:
         return await insist(what, step, self._longest_s, self._closing)
 

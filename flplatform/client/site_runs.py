@@ -291,10 +291,6 @@ class SiteRuns:
         """Return the runs in hand, and those on their way in: of all it matters if they end."""
         return sorted(self._runs.keys() | self._waiting.keys() | self._starts.entered.keys())
 
-    def get(self, run: int) -> SiteRun | None:
-        """Return an accepted run that can work."""
-        return self._runs.get(run)
-
     def held(self, run: int) -> SiteRun | WaitingRun | None:
         """Return a run in hand."""
         found: SiteRun | WaitingRun | None = self._runs.get(run)

@@ -6,20 +6,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from flplatform.algorithms.workflows import RunState, classify, decide, replay
+from flplatform.algorithms.workflows import RunState, replay
 from flplatform.core import events as ev
 from flplatform.core.errors import (
     DataLossError,
     FailedPreconditionError,
     FLError,
     NotFoundError,
-    PermissionDeniedError,
     UnavailableError,
 )
-from flplatform.core.messages import ModelRef, Task, TaskId
+from flplatform.core.messages import ModelRef
 from flplatform.core.model import Manifest
 from flplatform.core.ports import BlobStore, StateStore
-from flplatform.core.workflow import Input
 from flplatform.files.modelfile import read_layout
 from flplatform.security.denials import Denial
 from flplatform.security.identity import Identity
@@ -39,6 +37,7 @@ from flplatform.server.retention import (
 )
 from flplatform.server.run_actor import RunActor
 from flplatform.server.shelf import Shelf
+from flplatform.server.site_tasks import SiteTasks
 from flplatform.server.submission import opened_by
 from flplatform.server.uploads import Uploads
 from flplatform.server.wording import describe, moment
@@ -65,6 +64,7 @@ class Runs:
     Attributes:
         retention: frees blobs that nothing needs.
         uploads: what sites have uploaded for their open tasks.
+        tasks: which tasks are open, and what becomes of their results.
         background: carries through what must not be left half done.
         hands: what all runs share to carry out what is decided.
     """
@@ -99,6 +99,7 @@ class Runs:
         self.uploads = Uploads(blobs, self.retention, self._actors, self.background)
         self._closed = False
         self._past = PastRuns(self._load, self._replay)
+        self.tasks = SiteTasks(self._actors, self._past, clients, self.summary)
         self.last_event = ""
         self.changed: Callable[[], None] = lambda: None
         """Called after every durable event."""
@@ -339,16 +340,6 @@ class Runs:
         self.summary(run)
         return await self._past.whole.read(run)
 
-    async def _state_of(self, task_id: TaskId) -> RunState:
-        """Return the state of the run, at work or ended, that a site names in a task's id.
-
-        Raises:
-            FLError: as `view`, or the run has ended and the site was no target of it.
-        """
-        if task_id.run in self._actors:
-            return self._actors[task_id.run].state
-        return await self._past.state_for(task_id.site, self.summary(task_id.run))
-
     def ended(self, run: int, site: str = "") -> str:
         """Return how a run ended; empty while it is not over; `unknown` if it never was.
 
@@ -360,53 +351,6 @@ class Runs:
         if run in self._actors or run in self._unreadable or run in self._ledger.shelf.prepared:
             return ""
         return self._ledger[run].status if run in self._ledger else "unknown"
-
-    def tasks_of(self, site: str) -> list[Task]:
-        """Return every open task of a site, in run order."""
-        if site in self._clients.barred():
-            return []
-        return [task for actor in self.active() for task in actor.tasks.get(site, {}).values()]
-
-    def open_task(self, task_id: TaskId) -> Task | None:
-        """Return a task that is open at its site."""
-        actor = self._actors.get(task_id.run)
-        return actor.tasks.get(task_id.site, {}).get(str(task_id)) if actor else None
-
-    async def tell(self, task_id: TaskId, given: Input) -> tuple[ev.Event, ...]:
-        """Feed an input about a task to its run.
-
-        A result whose acknowledgement was lost may come again after its run has ended: it is
-        judged by the log.
-
-        Raises:
-            FLError: refused.
-        """
-        if task_id.run in self._actors:
-            return await self._actors[task_id.run].tell(given)
-        state = await self._state_of(task_id)
-        if decide(state, given, self._clients.roster()):
-            raise FailedPreconditionError(f"run {task_id.run} is not at work", rule="run_ended")
-        return ()
-
-    async def settled_by(self, task_id: TaskId, digest: str) -> bool:
-        """Return whether exactly these bytes were accepted for the task already.
-
-        Raises:
-            FLError: the task is settled by another result, not open, or unknown.
-        """
-        state = await self._state_of(task_id)
-        return not classify(state, task_id, frozenset({digest}))
-
-    def demand_enabled(self, site: str) -> None:
-        """Refuse a site that an admin has barred.
-
-        Raises:
-            PermissionDeniedError: it is.
-        """
-        if site in self._clients.disabled:
-            raise PermissionDeniedError(
-                f"{site} is disabled", rule="disabled", hint=f"enable_client {site}"
-            )
 
     def takes_part(self, site: str, run: int) -> bool:
         """Return whether a site has a part in a run at work."""

@@ -150,7 +150,7 @@ class TrainingService:
         deadline = loop.time() + self._wait_s
         while True:
             event.clear()
-            tasks = self._runs.tasks_of(site)
+            tasks = self._runs.tasks.of(site)
             ended = {run: status for run in runs if (status := self._runs.ended(run, site))}
             over = self._closing or loop.time() >= deadline
             if over or ended or {str(task.id) for task in tasks} != set(held):
@@ -180,18 +180,18 @@ class TrainingService:
             raise PermissionDeniedError(
                 f"{site} may not answer task {task_id}", rule="own_tasks_only"
             )
-        self._runs.demand_enabled(site)
+        self._runs.tasks.demand_enabled(site)
         if request.WhichOneof("outcome") == "failure":
             failure = TaskFailure(
                 error=" ".join(request.failure.error.split())[:1000] or "no reason given",
                 traceback=request.failure.traceback[-MAX_TRACEBACK_CHARS:],
             )
-            events = await self._runs.tell(task_id, FailureArrived(task_id, failure))
+            events = await self._runs.tasks.tell(task_id, FailureArrived(task_id, failure))
         elif request.WhichOneof("outcome") == "result":
             result = self._processors.process(task_id, request.result)
             if (came := result.blob) is not None:
                 if (kept := self._runs.uploads.model_of(task_id, came)) is None:
-                    if await self._runs.settled_by(task_id, came.digest):
+                    if await self._runs.tasks.settled_by(task_id, came.digest):
                         return "duplicate"
                     raise FailedPreconditionError(
                         f"{came.digest} was not uploaded for this task",
@@ -200,7 +200,7 @@ class TrainingService:
                     )
                 if kept != came:
                     result = replace(result, blob=kept, wire=came.digest)
-            events = await self._runs.tell(task_id, ResultArrived(task_id, result))
+            events = await self._runs.tasks.tell(task_id, ResultArrived(task_id, result))
         else:
             raise InvalidArgumentError("has neither result nor failure", field="outcome")
         return "accepted" if events else "duplicate"
@@ -218,7 +218,7 @@ class TrainingService:
             raise PermissionDeniedError(
                 f"{caller.identity.name} may not upload for task {task_id}", rule="own_tasks_only"
             )
-        self._runs.demand_enabled(task_id.site)
+        self._runs.tasks.demand_enabled(task_id.site)
         if task_id.owner:
             raise InvalidArgumentError(f"{task_id} takes no model", field="transfer_id")
         actor = self._runs.actor(task_id.run)
@@ -238,7 +238,7 @@ class TrainingService:
             FLError: it is no update of this job, or must be sent again.
         """
         task_id = TaskId.parse(transfer_id)
-        task = self._runs.open_task(task_id)
+        task = self._runs.tasks.find(task_id)
         if task is not None and task.codec != "none":
             await self._runs.uploads.take(self._runs.actor(task_id.run), task, blob)
         else:
@@ -251,7 +251,7 @@ class TrainingService:
             PermissionDeniedError: the site is disabled.
             NotFoundError: no such blob, or none of this site's; the two look alike.
         """
-        self._runs.demand_enabled(caller.identity.name)
+        self._runs.tasks.demand_enabled(caller.identity.name)
         if not self._runs.uploads.readable(caller.identity.name, digest) or not self._blobs.has(
             digest
         ):

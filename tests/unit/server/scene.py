@@ -235,8 +235,8 @@ class Scene:
 
     async def offered(self, site: str) -> Task:
         """Return a site's one open task, once there is one."""
-        await until(lambda: self.runs.tasks_of(site))
-        (task,) = self.runs.tasks_of(site)
+        await until(lambda: self.runs.tasks.of(site))
+        (task,) = self.runs.tasks.of(site)
         return task
 
     async def do(self, site: str, value: float = 1.0, **more: Any) -> str:

@@ -347,7 +347,7 @@ def test_waiting_for_a_run(scene: Scene, make: Callable[[], ServerControl]) -> N
             seen = await control.wait_changed(1, seen)
             counts.append(seen)
             for site in "ab":
-                for task in scene.runs.tasks_of(site):
+                for task in scene.runs.tasks.of(site):
                     await scene.training.submit_result(site, scene.result(task))
         assert counts == sorted(set(counts)), "each look brings something new"
         view = await ended
@@ -414,7 +414,7 @@ def test_what_a_run_brought(scene: Scene, make: Callable[[], ServerControl]) -> 
         )
         while not scene.runs.ended(1):
             for site, loss in (("a", 0.25), ("b", 0.75)):
-                for task in scene.runs.tasks_of(site):
+                for task in scene.runs.tasks.of(site):
                     request = scene.result(task)
                     request.result.metrics["loss"] = loss * (1 + task.id.round)
                     request.result.received["loss"] = loss

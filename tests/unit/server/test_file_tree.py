@@ -44,7 +44,7 @@ async def finish(scene: Scene) -> None:
     await scene.submit(rounds=1)
     while not scene.runs.ended(1):
         for site in ("a", "b"):
-            for task in scene.runs.tasks_of(site):
+            for task in scene.runs.tasks.of(site):
                 await scene.training.submit_result(site, scene.result(task))
         await asyncio.sleep(0)
 

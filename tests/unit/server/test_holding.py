@@ -199,9 +199,9 @@ def test_threads_are_left_for_commands(tmp_path: Path, monkeypatch: pytest.Monke
         for run in range(1, count + 1):
             await scene.submit(("a",), rounds=1)
             await until(
-                lambda run=run: any(task.id.run == run for task in scene.runs.tasks_of("a"))
+                lambda run=run: any(task.id.run == run for task in scene.runs.tasks.of("a"))
             )
-        for task in scene.runs.tasks_of("a"):
+        for task in scene.runs.tasks.of("a"):
             await scene.training.submit_result("a", scene.result(task))
         await until(lambda: at_work == hands_module.MAKERS)
         assert await asyncio.to_thread(lambda: "a command") == "a command"

@@ -83,7 +83,7 @@ def test_a_withdrawn_site_hears_that_its_run_has_ended(scene: Scene, make) -> No
         scene.obeying("a", "b", "c")
         await scene.submit("abc", min_clients=1)
         await scene.offered("c")
-        held = [str(task.id) for task in scene.runs.tasks_of("c")]
+        held = [str(task.id) for task in scene.runs.tasks.of("c")]
         waiting = asyncio.create_task(scene.training.get_task("c", held, [1]))
         await settle()
         await lifecycle.withdraw(1, ["c"], "amy")
@@ -118,7 +118,7 @@ def test_a_site_joins_with_an_order_of_its_own(scene: Scene, make, start) -> Non
         assert control.run(1).answers["c"] == "…"
         scene.obeying("c")
         await until(lambda: "c" in scene.actor().state.deployed)
-        assert scene.runs.tasks_of("c") == []
+        assert scene.runs.tasks.of("c") == []
         await scene.do("a")
         await scene.do("b")
         assert (await scene.offered("c")).id.round == 2
@@ -163,7 +163,7 @@ def test_a_task_is_given_up(scene: Scene, make) -> None:
         await scene.submit("ab", min_clients=1)
         await scene.offered("b")
         assert await lifecycle.abort_task(1, "b", "amy") == ("1/1/train/b",)
-        assert scene.runs.tasks_of("b") == []
+        assert scene.runs.tasks.of("b") == []
         (failed,) = scene.events(kind=ev.TaskFailed)
         assert failed.error == "aborted by amy"
         assert (await refused(lifecycle.abort_task(1, "b", "amy"))).rule == "no_open_task"
@@ -207,7 +207,7 @@ def test_a_site_is_barred_and_let_in_again(scene: Scene, make) -> None:
         await scene.offered("b")
         assert await control.lifecycle.set_enabled("b", False, "amy")
         assert not await control.lifecycle.set_enabled("b", False, "amy")
-        assert scene.runs.tasks_of("b") == []
+        assert scene.runs.tasks.of("b") == []
         assert [site.state for site in control.sites()] == ["live", "disabled"]
         await scene.do("a")  # b is excused: the round closes
         await scene.ended()

@@ -15,7 +15,7 @@ async def three_rounds(scene: Scene, **fields: object) -> None:
         for site, value in (("a", 1.0), ("b", 3.0)):
             await until(
                 lambda site=site, number=number: any(
-                    task.id.round == number for task in scene.runs.tasks_of(site)
+                    task.id.round == number for task in scene.runs.tasks.of(site)
                 )
             )
             await scene.do(site, value * number, examples=10 if site == "a" else 30)

@@ -53,7 +53,7 @@ async def whole_run(scene: Scene, *sites: str, run: int = 1) -> None:
     """Let every site do its tasks until the run has ended."""
     while not scene.runs.ended(run):
         for site in sites:
-            for task in scene.runs.tasks_of(site):
+            for task in scene.runs.tasks.of(site):
                 if task.id.run == run:
                     await scene.training.submit_result(site, scene.result(task))
         await asyncio.sleep(0)
@@ -268,8 +268,8 @@ def test_a_restart_goes_on_with_what_has_not_ended(scene: Scene) -> None:
         assert [actor.run for actor in scene.runs.active()] == [3]
         assert scene.actor(3).state == before
         assert scene.clients.live() == {"a", "b"}, "its sites are expected"
-        assert scene.runs.tasks_of("a") == []
-        assert [str(task.id) for task in scene.runs.tasks_of("b")] == ["3/1/train/b"]
+        assert scene.runs.tasks.of("a") == []
+        assert [str(task.id) for task in scene.runs.tasks.of("b")] == ["3/1/train/b"]
         scene.obeying("a", "b")
         await whole_run(scene, "a", "b", run=3)
         assert scene.runs.ended(3) == "finished"
@@ -413,14 +413,14 @@ def test_a_disabled_site_gets_nothing_and_gives_nothing(scene: Scene) -> None:
         scene.notified.clear()
         await scene.runs.set_enabled("c", False, "operator")
         assert {"c"} in scene.notified
-        assert scene.runs.tasks_of("c") == []
+        assert scene.runs.tasks.of("c") == []
         error = await refused(scene.training.submit_result("c", scene.result(task)))
         assert (type(error), error.rule) == (PermissionDeniedError, "disabled")
         await scene.restart()
-        assert scene.runs.tasks_of("c") == []
+        assert scene.runs.tasks.of("c") == []
         assert scene.clients.disabled == {"c"}
         await scene.runs.set_enabled("c", True, "operator")
-        assert [str(item.id) for item in scene.runs.tasks_of("c")] == ["1/1/train/c"]
+        assert [str(item.id) for item in scene.runs.tasks.of("c")] == ["1/1/train/c"]
         await scene.restart()
         assert scene.clients.disabled == set()
         await scene.close()
@@ -483,8 +483,8 @@ def test_the_open_tasks_of_all_runs_come_in_order(scene: Scene) -> None:
         scene.obeying("a", "b")
         for _ in range(2):
             await scene.submit()
-        await until(lambda: len(scene.runs.tasks_of("a")) == 2)
-        assert [str(task.id) for task in scene.runs.tasks_of("a")] == [
+        await until(lambda: len(scene.runs.tasks.of("a")) == 2)
+        assert [str(task.id) for task in scene.runs.tasks.of("a")] == [
             "1/1/train/a",
             "2/1/train/a",
         ]
@@ -511,7 +511,7 @@ def test_a_result_whose_acknowledgement_was_lost_is_known_after_the_end(scene: S
         other = scene.result(task, 4.0)
         assert type(await refused(scene.training.submit_result("a", other))) is AlreadyExistsError
         task_id = TaskId(1, 2, "train", "a")
-        error = await refused(scene.runs.settled_by(task_id, "x"))
+        error = await refused(scene.runs.tasks.settled_by(task_id, "x"))
         assert type(error) is FailedPreconditionError
         await scene.close()
 
@@ -531,7 +531,7 @@ def test_old_updates_are_freed(scene: Scene, keep: str, kept: set[int]) -> None:
         value = 0.0
         while not scene.runs.ended(1):
             for site in "ab":
-                for task in scene.runs.tasks_of(site):
+                for task in scene.runs.tasks.of(site):
                     value += 1
                     await scene.training.submit_result(site, scene.result(task, value))
             await asyncio.sleep(0)
@@ -558,13 +558,13 @@ def test_an_update_that_another_run_waits_to_aggregate_is_never_freed(scene: Sce
         scene.obeying("a", "b")
         for _ in range(2):
             await scene.submit(rounds=4)
-        await until(lambda: len(scene.runs.tasks_of("a")) == 2)
-        slow = [task for task in scene.runs.tasks_of("a") if task.id.run == 2][0]
+        await until(lambda: len(scene.runs.tasks.of("a")) == 2)
+        slow = [task for task in scene.runs.tasks.of("a") if task.id.run == 2][0]
         await scene.training.submit_result("a", scene.result(slow, 1.0))
         digest = scene.events(2, ev.UpdateAccepted)[0].digest
         while not scene.runs.ended(1):
             for site in "ab":
-                for task in scene.runs.tasks_of(site):
+                for task in scene.runs.tasks.of(site):
                     if task.id.run == 1:
                         value = float(task.id.round)
                         await scene.training.submit_result(site, scene.result(task, value))

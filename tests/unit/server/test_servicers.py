@@ -148,7 +148,7 @@ def test_tasks_on_the_wire(scene: Scene, training: FederatedTrainingServicer) ->
             reply = await training.GetTask(pb.GetTaskRequest(runs=[1, 8]), None)
             (ended,) = reply.ended
             assert (ended.run, ended.status) == (8, "unknown")
-            await until(lambda: scene.runs.tasks_of("a"))
+            await until(lambda: scene.runs.tasks.of("a"))
             reply = await training.GetTask(pb.GetTaskRequest(), None)
         (task,) = reply.tasks
         assert (task.id, task.run, task.round, task.kind) == (
@@ -160,7 +160,7 @@ def test_tasks_on_the_wire(scene: Scene, training: FederatedTrainingServicer) ->
         assert not task.HasField("model")
         await scene.do("a")
         await scene.do("b")
-        await until(lambda: scene.runs.tasks_of("a"))
+        await until(lambda: scene.runs.tasks.of("a"))
         with calling("a"):
             reply = await training.GetTask(pb.GetTaskRequest(), None)
             assert [task.kind for task in reply.tasks] == [
@@ -169,8 +169,8 @@ def test_tasks_on_the_wire(scene: Scene, training: FederatedTrainingServicer) ->
                 "validate.global",
             ]
             assert reply.tasks[0].model.size > 0
-            assert reply.tasks[0].seed == scene.runs.tasks_of("a")[0].seed
-            request = scene.result(scene.runs.tasks_of("a")[0])
+            assert reply.tasks[0].seed == scene.runs.tasks.of("a")[0].seed
+            request = scene.result(scene.runs.tasks.of("a")[0])
             assert (await training.SubmitResult(request, None)).outcome == "accepted"
             assert (await training.SubmitResult(request, None)).outcome == "duplicate"
         await scene.close()

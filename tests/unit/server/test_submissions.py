@@ -59,7 +59,7 @@ class Submissions(RuleBasedStateMachine):
 
     async def _calm(self) -> None:
         """Wait until the server waits for sites, or for nothing any more."""
-        await until(lambda: self.scene.runs.ended(1) or any(map(self.scene.runs.tasks_of, SITES)))
+        await until(lambda: self.scene.runs.ended(1) or any(map(self.scene.runs.tasks.of, SITES)))
 
     def teardown(self) -> None:
         if not hasattr(self, "scene"):
@@ -76,7 +76,7 @@ class Submissions(RuleBasedStateMachine):
         """Whatever came before, the run can be brought to its end."""
         while not self.scene.runs.ended(1):
             for site in SITES:
-                for task in self.scene.runs.tasks_of(site):
+                for task in self.scene.runs.tasks.of(site):
                     packet = self.scene.result(task, upload=False)
                     await self._send_all([packet])
             await self._calm()
@@ -90,7 +90,7 @@ class Submissions(RuleBasedStateMachine):
     @rule(site=sites, value=values)
     def work(self, site: str, value: int) -> None:
         """Make a packet for the open task; it is not sent yet."""
-        for task in self.scene.runs.tasks_of(site):
+        for task in self.scene.runs.tasks.of(site):
             self.packets.append(self.scene.result(task, float(value), upload=False))
 
     @precondition(lambda self: self.packets)
@@ -107,7 +107,7 @@ class Submissions(RuleBasedStateMachine):
     @rule(site=sites)
     def ask(self, site: str) -> None:
         """What is open is what has no outcome."""
-        open_now = {str(task.id) for task in self.scene.runs.tasks_of(site)}
+        open_now = {str(task.id) for task in self.scene.runs.tasks.of(site)}
         assert not open_now & self.accepted.keys()
 
     @rule(site=sites)
@@ -129,7 +129,7 @@ class Submissions(RuleBasedStateMachine):
     async def _send_all(self, packets: list[pb.SubmitResultRequest]) -> None:
         for packet in packets:
             self._upload(packet)
-        open_before = {str(t.id) for site in SITES for t in self.scene.runs.tasks_of(site)}
+        open_before = {str(t.id) for site in SITES for t in self.scene.runs.tasks.of(site)}
         answers = await asyncio.gather(*map(self._send, packets))
         for packet, answer in zip(packets, answers, strict=True):
             task, digest = packet.task_id, packet.result.blob.digest

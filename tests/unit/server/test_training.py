@@ -47,7 +47,7 @@ async def training(scene: Scene, *sites: str, **fields: object) -> None:
     """Open run 1 at sites that accept it, up to its first round."""
     scene.obeying(*sites or ("a", "b"))
     await scene.submit(sites or ("a", "b"), **fields)
-    await until(lambda: scene.runs.tasks_of("a"))
+    await until(lambda: scene.runs.tasks.of("a"))
 
 
 def ids(tasks: object) -> list[str]:
@@ -260,7 +260,7 @@ def test_a_refused_result_changes_nothing(scene: Scene, what: str) -> None:
         request, error = _malformed()[what]
         assert type(await refused(scene.training.submit_result("a", request))) is error
         assert scene.actor().events == events
-        assert ids(scene.runs.tasks_of("a")) == [str(TRAIN)]
+        assert ids(scene.runs.tasks.of("a")) == [str(TRAIN)]
         await scene.close()
 
     play(it())
@@ -351,8 +351,8 @@ def test_validation_results(scene: Scene) -> None:
         await training(scene, workflow=["cross_site_validation"])
         await scene.do("a")
         await scene.do("b")
-        await until(lambda: len(scene.runs.tasks_of("a")) == 3)
-        for task in scene.runs.tasks_of("a"):
+        await until(lambda: len(scene.runs.tasks.of("a")) == 3)
+        for task in scene.runs.tasks.of("a"):
             request = scene.result(task)
             assert await scene.training.submit_result("a", request) == "accepted"
             assert await scene.training.submit_result("a", request) == "duplicate"
@@ -515,7 +515,7 @@ def encoded(scene: Scene, value: float) -> tuple[ModelRef, bytes]:
 
 def outcome(scene: Scene, wire: ModelRef) -> pb.SubmitResultRequest:
     """The result that names what was sent."""
-    (task,) = scene.runs.tasks_of("a")
+    (task,) = scene.runs.tasks.of("a")
     return pb.SubmitResultRequest(
         task_id=str(TRAIN),
         result=pb.TaskOutcome(
@@ -530,7 +530,7 @@ def test_an_encoded_update_counts_as_what_it_comes_to(scene: Scene) -> None:
     async def it() -> None:
         await training(scene, codec="zstd")
         wire, data = encoded(scene, 2.0)
-        assert scene.runs.tasks_of("a")[0].codec == "zstd"
+        assert scene.runs.tasks.of("a")[0].codec == "zstd"
         assert scene.training.admit_upload(caller("a"), str(TRAIN), wire) is None
         scene.blobs.create(lambda path: path.write_bytes(data) and None)
         await scene.training.note_upload(caller("a"), str(TRAIN), wire)
@@ -541,9 +541,9 @@ def test_an_encoded_update_counts_as_what_it_comes_to(scene: Scene) -> None:
         (event,) = scene.events(kind=ev.UpdateAccepted)
         model = scene.model(2.0)
         assert (event.digest, event.size, event.wire) == (model.digest, model.size, wire.digest)
-        assert await scene.runs.settled_by(TRAIN, model.digest)
+        assert await scene.runs.tasks.settled_by(TRAIN, model.digest)
         with pytest.raises(AlreadyExistsError):
-            await scene.runs.settled_by(TRAIN, OTHER_DIGEST)
+            await scene.runs.tasks.settled_by(TRAIN, OTHER_DIGEST)
         await scene.restart()
         assert await scene.training.submit_result("a", request) == "duplicate"
         await scene.close()
@@ -587,17 +587,17 @@ def test_an_encoded_update_that_lies_is_refused_and_freed(scene: Scene) -> None:
 def test_models_go_down_as_the_job_says_and_are_freed_behind(scene: Scene) -> None:
     async def it() -> None:
         await training(scene, codec_down="bf16", rounds=2)
-        first = scene.runs.tasks_of("a")[0]
+        first = scene.runs.tasks.of("a")[0]
         assert first.wire_codec == "bf16"
         assert first.wire == ModelRef(**scene.actor().state.opened.wire.model_dump())
         assert scene.blobs.has(first.wire.digest)
         scene.training.release_download(caller("a"), first.wire.digest)
         await scene.restart()
-        assert scene.runs.tasks_of("a") == [first]
+        assert scene.runs.tasks.of("a") == [first]
         await scene.do("a")
         await scene.do("b")
-        await until(lambda: scene.runs.tasks_of("a"))
-        second = scene.runs.tasks_of("a")[0]
+        await until(lambda: scene.runs.tasks.of("a"))
+        second = scene.runs.tasks.of("a")[0]
         assert second.wire not in (None, first.wire)
         await until(lambda: not scene.blobs.has(first.wire.digest))
         assert scene.blobs.has(second.wire.digest)

@@ -104,7 +104,7 @@ class Stage:
             assert task.model is not None
             blob = self.scene.update(key, number + at / 10)
             result = TaskResult(blob, 10, trained_from=task.model.digest)
-            await self.scene.runs.tell(task.id, ResultArrived(task.id, result))
+            await self.scene.runs.tasks.tell(task.id, ResultArrived(task.id, result))
 
     async def train(self) -> None:
         """Play run 1 to its validation."""
@@ -121,14 +121,14 @@ class Stage:
                 for task in list(tasks.values()):
                     assert site == task.id.site
                     given = FailureArrived(task.id, TaskFailure("no"))
-                    await self.scene.runs.tell(task.id, given)
+                    await self.scene.runs.tasks.tell(task.id, given)
 
     async def measure(self, number: int, site: str) -> None:
         """Let a site do all its cells."""
         await until(lambda: self.scene.actor(number).tasks.get(site))
         for task in list(self.scene.actor(number).tasks[site].values()):
             result = TaskResult(None, 5, {"accuracy": 0.5})
-            await self.scene.runs.tell(task.id, ResultArrived(task.id, result))
+            await self.scene.runs.tasks.tell(task.id, ResultArrived(task.id, result))
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ async def test_models_of_a_run_are_validated_by_another(stage: Stage) -> None:
     await stage.train()
     best = TaskId(1, 2, "submit_model", "a")
     blob = stage.scene.update(best, 9.0)
-    await stage.scene.runs.tell(best, ResultArrived(best, TaskResult(blob, 0)))
+    await stage.scene.runs.tasks.tell(best, ResultArrived(best, TaskResult(blob, 0)))
     await stage.finish()
     plan = await stage.control.validations.plan(1, Wanted())
     assert {owner: (model.kind, model.round) for owner, model in plan.models.items()} == {

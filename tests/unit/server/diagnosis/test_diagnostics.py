@@ -52,7 +52,7 @@ def explained(scene: Scene, refusals: Refusals | None = None) -> Diagnostics:
 async def training(scene: Scene, **fields: object) -> None:
     scene.obeying("a", "b")
     await scene.submit(("a", "b"), **fields)
-    await until(lambda: scene.runs.tasks_of("a"))
+    await until(lambda: scene.runs.tasks.of("a"))
 
 
 def test_timers_of_a_real_run(scene: Scene) -> None:

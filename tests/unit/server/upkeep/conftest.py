@@ -34,7 +34,7 @@ async def _work(scene: Scene) -> None:
                     return
 
                 def open_now(site: str = site, number: int = number, run: int = run) -> bool:
-                    tasks = [task.id for task in scene.runs.tasks_of(site)]
+                    tasks = [task.id for task in scene.runs.tasks.of(site)]
                     return any((task.run, task.round) == (run, number) for task in tasks)
 
                 await until(open_now)

@@ -48,7 +48,7 @@ def settled(federation: Faulty, name: str) -> Footprint:
         return now[0].children == now[0].temporary == 0
 
     try:
-        federation.wait_for(quiet, f"{name} to be quiet", name, deadline_s=20)
+        federation.wait_for(quiet, f"{name} to be quiet", name)
     except TimeoutError as error:
         running = psutil.Process(federation.processes[name].pid).children(recursive=True)
         left = [str(each) for each in (*temporary_files(federation.kit(name)), *running)]

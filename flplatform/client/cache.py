@@ -30,6 +30,9 @@ class CachedBlobs(BlobStore, Protocol):
     def free_bytes(self) -> int:
         """Return how many bytes can be received now; negative if the reserve is in use."""
 
+    def drop_parts(self, keep: Collection[str]) -> int:
+        """Delete what interrupted transfers have left of blobs not in `keep`; return the bytes."""
+
 
 class BlobCache:
     """The blobs of a site, bounded by a limit and by the room on its disk: what nobody needs goes.
@@ -220,11 +223,12 @@ class BlobCache:
 
 
 def trim(
-    blobs: BlobStore, keep: Collection[str], limit_bytes: int, short_bytes: int = 0
+    blobs: CachedBlobs, keep: Collection[str], limit_bytes: int, short_bytes: int = 0
 ) -> list[str]:
     """Delete the oldest blobs until the rest fits; return the digests of the deleted.
 
-    A file that is mapped or linked elsewhere lives on there. What cannot be deleted stays.
+    Where space is short, what a kill has left of downloads goes first. A file that is mapped or
+    linked elsewhere lives on there. What cannot be deleted stays.
 
     Args:
         blobs: the site's blobs.
@@ -232,6 +236,8 @@ def trim(
         limit_bytes: most that all blobs together may take.
         short_bytes: so much space is to become free, whatever all take together.
     """
+    if short_bytes > 0:
+        short_bytes -= blobs.drop_parts(keep)
     found = []
     for digest in blobs.digests():
         try:

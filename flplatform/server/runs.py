@@ -134,6 +134,8 @@ class Runs:
             else:
                 self._clients.presume(actor.state.deployed)
                 self._start(actor)
+                for task_id in (task.id for mine in actor.tasks.values() for task in mine.values()):
+                    self.retention.begin(task_id)  # the process before may have got so far
                 # Who is presumed to be there makes no change when he comes: decide now.
                 actor.reconsider()
                 log.info(

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -79,6 +79,18 @@ class FileBlobStore:
             for part in self._incoming.iterdir():
                 if part not in active and part.stat().st_mtime < time.time() - unused_s:
                     part.unlink()
+
+    def drop_parts(self, keep: Collection[str]) -> int:
+        """Delete what interrupted transfers have left of blobs not in `keep`; return the bytes."""
+        kept = {digest.partition(":")[2] for digest in keep}
+        freed = 0
+        with self._lock:
+            active = {writer.part for writer in self._active.values()}
+            for part in self._incoming.iterdir():
+                if part not in active and part.suffixes[0].strip(".") not in kept:
+                    freed += part.stat().st_size
+                    part.unlink()
+        return freed
 
     def forget(self, transfer_id: str) -> None:
         """Delete what a transfer has left, or leaves if it breaks off; see `ports.BlobStore`."""

@@ -53,6 +53,24 @@ def test_so_much_goes_as_the_disk_is_short_of(tmp_path):
     assert trim(store, {new}, FOREVER, 1) == []
 
 
+def test_what_a_kill_has_left_of_downloads_goes_first(tmp_path):
+    parts = [ModelRef(digest_of(data), len(data)) for data in (b"1" * 60, b"2" * 60)]
+    before = FileBlobStore(tmp_path)
+    for number, blob in enumerate(parts):
+        writer = before.receive(str(number), blob)
+        writer.write(b"12"[number : number + 1] * 50)
+        writer.suspend()
+    store = FileBlobStore(tmp_path)
+    old = make(store, 100, 2)
+    left = tmp_path / "incoming"
+    assert trim(store, (), FOREVER, 0) == []
+    assert len(list(left.iterdir())) == 2
+    assert trim(store, {parts[0].digest}, FOREVER, 40) == []
+    assert [parts[0].digest[7:] in part.name for part in left.iterdir()] == [True]
+    assert trim(store, (), FOREVER, 51) == [old]
+    assert list(left.iterdir()) == []
+
+
 def test_what_cannot_be_deleted_stays_and_the_next_goes(tmp_path, monkeypatch):
     store = FileBlobStore(tmp_path)
     old, new = make(store, 100, 2), make(store, 100, 1)

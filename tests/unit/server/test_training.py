@@ -303,6 +303,24 @@ def test_after_a_restart_the_bytes_are_asked_for_again(scene: Scene) -> None:
     play(it())
 
 
+def test_what_a_kill_has_left_of_an_upload_goes_with_its_task(scene: Scene) -> None:
+    async def it() -> None:
+        await training(scene)
+        task = await scene.offered("a")
+        scene.runs.retention.begin(task.id)
+        writer = scene.blobs.receive(str(task.id), ModelRef(OTHER_DIGEST, 100))
+        writer.write(b"first")
+        writer.suspend()
+        await scene.restart()
+        incoming = scene.folder / "blobs" / "incoming"
+        assert len(list(incoming.iterdir())) == 1, "the site goes on with it"
+        await scene.actor().tell(Abort("amy"))
+        await until(lambda: not any(incoming.iterdir()))
+        await scene.close()
+
+    play(it())
+
+
 def test_updates_of_another_base_or_of_nothing_are_refused(scene: Scene) -> None:
     async def it() -> None:
         await training(scene)

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+RESTART_S = 600.0
+"""So long a part stays that nobody asks for: after a restart the server asks for its run again."""
+
 
 class CachedBlobs(BlobStore, Protocol):
     """The site's blobs: copies, all of which the server has, too."""
@@ -30,8 +33,8 @@ class CachedBlobs(BlobStore, Protocol):
     def free_bytes(self) -> int:
         """Return how many bytes can be received now; negative if the reserve is in use."""
 
-    def drop_parts(self, keep: Collection[str]) -> int:
-        """Delete what interrupted transfers have left of blobs not in `keep`; return the bytes."""
+    def drop_parts(self, keep: Collection[str], unused_s: float) -> int:
+        """Delete what transfers have left of blobs not in `keep`, unless it has grown lately."""
 
 
 class BlobCache:
@@ -227,8 +230,8 @@ def trim(
 ) -> list[str]:
     """Delete the oldest blobs until the rest fits; return the digests of the deleted.
 
-    Where space is short, what a kill has left of downloads goes first. A file that is mapped or
-    linked elsewhere lives on there. What cannot be deleted stays.
+    So does what is left of downloads that were given up, where space is short at once. A file that
+    is mapped or linked elsewhere lives on there. What cannot be deleted stays.
 
     Args:
         blobs: the site's blobs.
@@ -236,8 +239,8 @@ def trim(
         limit_bytes: most that all blobs together may take.
         short_bytes: so much space is to become free, whatever all take together.
     """
-    if short_bytes > 0:
-        short_bytes -= blobs.drop_parts(keep)
+    at_once = short_bytes > 0 or limit_bytes == 0
+    short_bytes -= blobs.drop_parts(keep, 0 if at_once else RESTART_S)
     found = []
     for digest in blobs.digests():
         try:

@@ -364,8 +364,8 @@ class RunActor:
                 with explaining_shortage():
                     made = self._hands.make(item.closed, self.state.job.codec_down)
                     found = await kept.enter_async_context(made)
-            except (ResourceExhaustedError, UnavailableError) as error:
-                log.error("run %d: %s waits: %s", self.run, item.id, error)
+            except (ResourceExhaustedError, UnavailableError, OSError, MemoryError) as error:
+                log.error("run %d: %s waits: %r", self.run, item.id, error)
                 self._note_trouble(item.id, error)
                 await asyncio.sleep(RETRY_S)
             except FLError as error:
@@ -377,9 +377,9 @@ class RunActor:
                 self.troubles.pop(item.id, None)
                 return found
 
-    def _note_trouble(self, what: str, error: FLError) -> None:
+    def _note_trouble(self, what: str, error: Exception) -> None:
         since, _ = self.troubles.get(what, (utc_now(), ""))
-        self.troubles[what] = since, str(error)
+        self.troubles[what] = since, str(error) or type(error).__name__
 
 
 def _fail(letter: _Letter, error: Exception) -> None:

@@ -74,22 +74,32 @@ class FileBlobStore:
     def collect(self, unused_s: float = KEEP_PARTS_S) -> None:
         """Delete the parts of transfers that have not gone on for `unused_s` seconds."""
         self._collected = time.monotonic()
-        with self._lock:
-            active = {writer.part for writer in self._active.values()}
-            for part in self._incoming.iterdir():
-                if part not in active and part.stat().st_mtime < time.time() - unused_s:
-                    part.unlink()
+        self.drop_parts((), unused_s)
 
-    def drop_parts(self, keep: Collection[str]) -> int:
-        """Delete what interrupted transfers have left of blobs not in `keep`; return the bytes."""
+    def drop_parts(self, keep: Collection[str], unused_s: float) -> int:
+        """Delete what transfers have left that are not at work; what cannot be deleted stays.
+
+        Args:
+            keep: digests of blobs whose parts stay.
+            unused_s: so do those that have grown in so many seconds.
+
+        Returns:
+            The bytes of the deleted.
+        """
         kept = {digest.partition(":")[2] for digest in keep}
         freed = 0
         with self._lock:
             active = {writer.part for writer in self._active.values()}
             for part in self._incoming.iterdir():
-                if part not in active and part.suffixes[0].strip(".") not in kept:
-                    freed += part.stat().st_size
-                    part.unlink()
+                if part in active or kept.intersection(part.name.split(".")):
+                    continue
+                try:
+                    status = part.stat()
+                    if status.st_mtime <= time.time() - unused_s:
+                        part.unlink()
+                        freed += status.st_size
+                except OSError as error:
+                    log.warning("the part of a transfer stays for now: %s", error)
         return freed
 
     def forget(self, transfer_id: str) -> None:

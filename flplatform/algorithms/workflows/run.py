@@ -308,7 +308,9 @@ def _deploy_done(draft: Draft, fired: Timers) -> bool:
         return False
     if scatter_gather.quorum_lost(draft, fired):
         return False
-    return _all_heard(state) and len(draft.usable) >= state.min_clients
+    # Whom an admin has barred cannot fetch the job: he may answer when he takes part again.
+    heard = _all_heard(state) or draft.roster.disabled.issuperset(state.awaited)
+    return heard and len(draft.usable) >= state.min_clients
 
 
 def _all_heard(state: RunState) -> bool:

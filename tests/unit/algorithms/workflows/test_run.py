@@ -53,6 +53,22 @@ def test_a_declining_target_has_answered_too():
     assert run.offered == ["1/train/a", "1/train/b"]
 
 
+def test_a_disabled_target_is_not_waited_for_while_there_is_a_quorum():
+    run = Played("abc").accept("a", "b")
+    run.disable("c")
+    assert run.offered == ["1/train/a", "1/train/b"]
+    assert run.deploys == ["c"], "it may take part when it is enabled"
+
+
+def test_a_disabled_target_of_a_quorum_of_all_is_waited_for():
+    run = Played("abc", min_clients=3).accept("a", "b")
+    run.disable("c")
+    assert run.status == "deploying"
+    run.roster_is("abc")
+    run.accept("c")
+    assert run.offered == ["1/train/a", "1/train/b", "1/train/c"]
+
+
 def test_silent_targets_are_waited_for_only_so_long():
     run = Played("abc").accept("a", "b")
     assert run.fire("deploy")[0] == DeployWaitOver()

@@ -1,7 +1,7 @@
 """What a signed-in user may ask for: commands, their descriptions, prompt and completion."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from flplatform.admin import surroundings
@@ -9,7 +9,7 @@ from flplatform.admin.modules.submission import HIDDEN
 from flplatform.admin.orders import OrderBook, take_in_hand
 from flplatform.admin.ports import Control
 from flplatform.admin.rights import Rights
-from flplatform.core.errors import FLError
+from flplatform.core.errors import FLError, UnavailableError
 from flplatform.hci import AdminServer, AdminSession, Item, Sessions
 from flplatform.rpc.interceptors import Caller
 
@@ -113,6 +113,10 @@ class ConsoleDesk:
         if not self._rights.may_view(caller.identity):
             return f"fl:{caller.identity.project} > ", ""
         if run:
-            with suppress(FLError):  # the prompt says so
+            try:
                 await self._control.load(run)
+            except UnavailableError:
+                run = 0  # the prompt would wait for it, and hold up all
+            except FLError:
+                pass  # the prompt says so
         return surroundings.prompt(self._control, run or None), surroundings.toolbar(self._control)

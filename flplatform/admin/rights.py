@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
@@ -10,7 +9,7 @@ from flplatform.admin.orders import ordered
 from flplatform.admin.ports import Control
 from flplatform.admin.targets import current_run, resolve
 from flplatform.core.control import RunView
-from flplatform.core.errors import FLError
+from flplatform.core.errors import FLError, UnavailableError
 from flplatform.hci import SESSION_RIGHT, AdminSession
 from flplatform.security.authz import (
     DEFAULT_RULES,
@@ -114,8 +113,12 @@ class Rights:
             log.error("%s was not read again, the old policy stays: %s", self._path, error)
 
     async def prepare(self, permission: str, args: object) -> None:
-        """Have the log at hand of the run that a command is about; `check` says what is wrong."""
-        with suppress(FLError):
+        """Have the log at hand of the run that a command is about; `check` says what is wrong.
+
+        Raises:
+            UnavailableError: the log cannot be read now: `check` would wait, and all with it.
+        """
+        try:
             if isinstance(args, ForFiles):
                 number = args.source_run
             elif isinstance(args, ForRun):
@@ -124,6 +127,10 @@ class Rights:
                 return
             if number is not None:
                 await self._control.load(number)
+        except UnavailableError:
+            raise
+        except FLError:
+            return
 
     def check(self, session: AdminSession, permission: str, command: str, args: object) -> None:
         """Decide about a whole command, see `hci.Authorizer`.

@@ -7,7 +7,7 @@ import pytest
 
 from flplatform.admin.rights import Rights
 from flplatform.core.control import SiteReply
-from flplatform.core.errors import ConfigError
+from flplatform.core.errors import ConfigError, UnavailableError
 from flplatform.core.messages import ModelRef
 from tests.support.control import run
 from tests.unit.admin.conftest import USERS, Console
@@ -209,3 +209,14 @@ def test_what_a_role_can_ever_do(console):
     assert not may(USERS["max"], "view", "sys_info")
     assert not may(USERS["lea"], "view", "check_status")
     assert may(USERS["amy"], "operate", "restart")
+
+
+def test_a_log_that_cannot_be_read_now_is_not_waited_for_where_all_wait(control, monkeypatch):
+    async def load(number):
+        raise UnavailableError("the database does not answer")
+
+    monkeypatch.setattr(control, "load", load)
+    rights = Rights(Path("none"), "hub", control)
+    control.run_views = {1: run(1, status="finished")}
+    with pytest.raises(UnavailableError):
+        asyncio.run(rights.prepare("view", SimpleNamespace(run=1)))

@@ -20,6 +20,7 @@ umask 077
 KIT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 PID_FILE="$KIT/daemon.pid"
 READY_FILE="$KIT/state/ready.json"
+CONSOLE_LOG="$KIT/logs/console.log"
 BACKOFF_MS=${FLP_BACKOFF_MS:-1000}
 CRASH_WINDOW_S=${FLP_CRASH_WINDOW_S:-600}
 MAX_CRASHES=${FLP_MAX_CRASHES:-5}
@@ -40,13 +41,22 @@ else
     die "$KIT is not the kit of a server or a site" "$WRONG_KIT"
 fi
 
-# Prints the last error that the program logged after byte $1 of its log.
+# Prints the last error that the program logged after byte $1 of its log, since its last start.
 last_error() {
     local from=$1
     [[ -f "$PROGRAM_LOG" ]] || return 0
     (($(stat -c %s -- "$PROGRAM_LOG") >= from)) || from=0
-    tail -c "+$((from + 1))" -- "$PROGRAM_LOG" | grep -aE '^[^ ]+ (ERROR|CRITICAL) ' |
-        tail -n 1 | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176' || true
+    tail -c "+$((from + 1))" -- "$PROGRAM_LOG" | grep -aE '^[^ ]+ (ERROR|CRITICAL) | starts$' |
+        tail -n 1 | grep -av ' starts$' | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176' || true
+}
+
+# Prints how it ended: what came last on the console unless the program's log is newer.
+last_words() {
+    if [[ -s "$CONSOLE_LOG" && ! "$CONSOLE_LOG" -ot "$PROGRAM_LOG" ]]; then
+        tail -n 2 -- "$CONSOLE_LOG" | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176'
+    else
+        last_error 0
+    fi
 }
 
 # Says how little the kit's disk has left, if that is next to nothing.
@@ -81,11 +91,14 @@ case "$MODE" in
         # The lock, not the numbers in the file, tells whether it runs: numbers are used again.
         if [[ ! -f "$PID_FILE" ]] || flock --shared --nonblock "$PID_FILE" true; then
             printf 'not running\n'
-            error=$(last_error 0)
+            error=$(last_words)
             [[ -z "$error" ]] || printf 'last error: %s\n' "$error"
             exit 3
         fi
+        { read -r supervisor && read -r program; } <"$PID_FILE" || program=
         printf 'processes: %s\n' "$(tr '\n' ' ' <"$PID_FILE")"
+        [[ -z "$program" || -d "/proc/$supervisor" ]] ||
+            printf 'not supervised: start.sh was ended; stop.sh, then start.sh\n'
         if [[ ! -f "$READY_FILE" ]]; then
             printf 'not ready\n'
             for what in "$(last_error 0)" "$(disk_left)"; do
@@ -124,7 +137,8 @@ exec 9>>"$PID_FILE"
 flock --wait 0.5 9 || die "already running: $(tr '\n' ' ' <"$PID_FILE")" "$IN_USE"
 
 if [[ "$MODE" == --background ]]; then
-    LOG="$KIT/logs/console.log"
+    LOG=$CONSOLE_LOG
+    [[ ! -s "$LOG" ]] || mv -f -- "$LOG" "$LOG.1" || true  # how the last one ended
     { mkdir -p -- "$KIT/logs" && : >"$LOG"; } || LOG=/dev/null
     logged=$(stat -c %s -- "$PROGRAM_LOG" 2>/dev/null || echo 0)
     rm -f -- "$READY_FILE"
@@ -217,6 +231,7 @@ while ((signals == 0)); do
     esac
     ((signals == 0)) || exit "$code"
     demand_kit
+    rm -f -- "$READY_FILE"
     if [[ "$code" == "$RESTART" ]]; then
         crashes=()
         wait_ms=$BACKOFF_MS

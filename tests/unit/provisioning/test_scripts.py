@@ -1,24 +1,28 @@
 """start.sh and stop.sh with a stand-in for the interpreter."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 TEMPLATES = Path(__file__).parents[3] / "provisioning" / "templates"
 STAND_IN = """#!/usr/bin/env bash
 [[ "$2" != -c ]] || exit 0
-echo "$$ $*" >>"$KIT_LOG"
+trap 'echo term >>"$KIT_LOG.term"; exit 0' TERM
 env >"$KIT_LOG.env"
 umask >>"$KIT_LOG.env"
+echo "$$ $*" >>"$KIT_LOG"
 count=$(wc -l <"$KIT_LOG")
-trap 'echo term >>"$KIT_LOG.term"; exit 0' TERM
 {body}
 """
+"""Logs its run once its trap is set, so whoever has read that may stop it."""
+DEADLINE_S = 60.0
 GAVE_UP, IN_USE = 79, 73
 WAITING = "while :; do sleep 0.02; done"
 
@@ -59,7 +63,7 @@ class Kit:
         )
 
     def finish(self, process: "subprocess.Popen[str]") -> tuple[int, str]:
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=DEADLINE_S)
         return process.returncode, output + errors
 
     def stop(self, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -68,18 +72,22 @@ class Kit:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=DEADLINE_S,
         )
 
     def runs(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
 
     def await_runs(self, count: int) -> list[str]:
-        for _ in range(1000):
-            if len(runs := self.runs()) >= count:
-                return runs
-            time.sleep(0.01)
-        raise AssertionError(f"only {self.runs()}")
+        wait_until(lambda: len(self.runs()) >= count)
+        return self.runs()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:
@@ -87,6 +95,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:
         return False
+
+
+def waits_for(pid: int) -> list[str]:
+    """Return the names of the children of a process, if it does nothing meanwhile."""
+    process = psutil.Process(pid)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        names = [child.name() for child in process.children()]
+        if process.status() == psutil.STATUS_SLEEPING:
+            return names
+    return []
 
 
 @pytest.fixture
@@ -137,7 +155,7 @@ def test_what_it_says_may_find_no_room(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", command, kit.folder / "startup" / "start.sh"],
         env=kit.environment,
-        timeout=20,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert (done.returncode, len(kit.runs())) == (0, 3)
@@ -146,9 +164,8 @@ def test_what_it_says_may_find_no_room(tmp_path: Path) -> None:
 def test_a_number_that_found_no_room_is_not_needed_to_stop(waiting: Kit) -> None:
     process = waiting.start("--once")
     waiting.await_runs(1)
-    time.sleep(0.1)
     os.truncate(waiting.folder / "daemon.pid", 0)
-    assert waiting.stop(FLP_STOP_S="5").stdout == "stopped\n"
+    assert waiting.stop().stdout == "stopped\n"
     assert waiting.finish(process)[0] == 0
 
 
@@ -172,7 +189,7 @@ def test_giving_up_names_the_last_error_of_the_last_attempt(tmp_path: Path) -> N
     kit.environment["FLP_MAX_CRASHES"] = "1"
     code, output = kit.finish(kit.start())  # this attempt logs nothing: an old line is not its own
     assert "last error" not in output
-    assert (kit.start("--status").communicate(timeout=20)[0]).startswith(
+    assert (kit.start("--status").communicate(timeout=DEADLINE_S)[0]).startswith(
         "not running\nlast error: 2026-01-01T00:00:00.000Z ERROR   attempt 4"
     )
 
@@ -214,6 +231,48 @@ def test_status(tmp_path: Path) -> None:
     assert not alive(int(run.split()[0]))
 
 
+def test_a_program_that_has_crashed_does_not_serve(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "mkdir -p state; touch state/ready.json; exit 1")
+    kit.environment["FLP_BACKOFF_MS"] = "60000"
+    process = kit.start()
+    wait_until(lambda: "starting again" in line_of(process))
+    code, output = kit.finish(kit.start("--status"))
+    assert (code, "not ready" in output) == (4, True)
+    kit.stop()
+    kit.finish(process)
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+def test_status_tells_that_nobody_would_start_it_again(waiting: Kit) -> None:
+    process = waiting.start()
+    waiting.await_runs(1)
+    wait_until(lambda: len((waiting.folder / "daemon.pid").read_text().split()) == 2)
+    assert "supervised" not in waiting.finish(waiting.start("--status"))[1]
+    process.kill()
+    process.wait(timeout=DEADLINE_S)
+    assert "not supervised: start.sh was ended" in waiting.finish(waiting.start("--status"))[1]
+    waiting.stop()
+    process.communicate(timeout=DEADLINE_S)
+
+
+def test_status_names_the_end_and_no_error_of_an_earlier_process(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "echo 'cannot start: the certificate has expired' >&2; exit 78")
+    log = kit.folder / "logs" / "site.log"
+    log.parent.mkdir()
+    log.write_text("2026 ERROR   of before\n2026 INFO    site-1 of project test starts\n")
+    assert kit.finish(kit.start("--status")) == (3, "not running\n")
+    os.utime(log, (1, 1))
+    kit.finish(kit.start("--background"))
+    output = kit.finish(kit.start("--status"))[1]
+    assert "last error: cannot start: the certificate has expired" in output
+    assert kit.finish(kit.start("--background"))[0] == 78
+    assert "has expired" in (log.parent / "console.log.1").read_text()
+
+
 def test_crashes_after_a_good_while_do_not_add_up(tmp_path: Path) -> None:
     kit = Kit(tmp_path, "((count < 9)) && exit 3; exit 0")
     kit.environment["FLP_CRASH_WINDOW_S"] = "0"
@@ -239,7 +298,6 @@ def test_78_is_not_tried_again(tmp_path: Path) -> None:
 def test_signals_are_passed_on_and_the_end_awaited(waiting: Kit, number: int) -> None:
     process = waiting.start()
     (run,) = waiting.await_runs(1)
-    time.sleep(0.1)
     process.send_signal(number)
     code, output = waiting.finish(process)
     assert code == 0, output
@@ -249,14 +307,11 @@ def test_signals_are_passed_on_and_the_end_awaited(waiting: Kit, number: int) ->
 
 def test_a_signal_ends_the_back_off(tmp_path: Path) -> None:
     kit = Kit(tmp_path, "exit 3")
-    kit.environment["FLP_BACKOFF_MS"] = "60000"
+    kit.environment["FLP_BACKOFF_MS"] = "600000"
     process = kit.start()
-    kit.await_runs(1)
-    time.sleep(0.3)
+    wait_until(lambda: waits_for(process.pid) == ["sleep"])
     process.send_signal(signal.SIGTERM)
-    started = time.monotonic()
-    kit.finish(process)
-    assert time.monotonic() - started < 5
+    kit.finish(process)  # within a tenth of the back-off
     assert len(kit.runs()) == 1
 
 
@@ -274,7 +329,6 @@ def test_only_one_instance(waiting: Kit) -> None:
 def test_stop_stops_and_then_says_so(waiting: Kit) -> None:
     process = waiting.start()
     waiting.await_runs(1)
-    time.sleep(0.1)
     assert waiting.stop().stdout == "stopped\n"
     assert waiting.finish(process)[0] == 0
     assert waiting.stop().stdout == "not running\n"
@@ -283,7 +337,8 @@ def test_stop_stops_and_then_says_so(waiting: Kit) -> None:
 def test_an_orphaned_program_keeps_its_lock_and_can_be_stopped(waiting: Kit) -> None:
     process = waiting.start()
     (run,) = waiting.await_runs(1)
-    time.sleep(0.1)
+    numbers = f"{process.pid}\n{run.split()[0]}\n"
+    wait_until(lambda: (waiting.folder / "daemon.pid").read_text() == numbers)
     process.kill()
     process.wait()
     code, output = waiting.finish(waiting.start())
@@ -294,10 +349,11 @@ def test_an_orphaned_program_keeps_its_lock_and_can_be_stopped(waiting: Kit) -> 
 
 
 def test_stop_kills_what_does_not_end(tmp_path: Path) -> None:
-    kit = Kit(tmp_path, "trap '' TERM; for _ in {1..600}; do sleep 0.05; done")
+    body = "trap '' TERM; : >\"$KIT_LOG.deaf\"; for _ in {1..600}; do sleep 0.05; done"
+    kit = Kit(tmp_path, body)
     process = kit.start()
     (run,) = kit.await_runs(1)
-    time.sleep(0.1)
+    wait_until((tmp_path / "log.deaf").exists)
     result = kit.stop(FLP_STOP_S="1")
     assert (result.returncode, result.stderr) == (0, "")
     assert f"stopped, killed after 1 s: processes {process.pid} " in result.stdout

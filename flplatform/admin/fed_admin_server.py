@@ -231,7 +231,7 @@ class FedAdminServer:
             workers=workers,
         )
         self._rights = Rights(kit.folder / "local" / "policy.yml", organisation, control)
-        reserve_bytes = max(limits.reserve_bytes, kit.local.resources.reserve_bytes)
+        reserve_bytes = kit.local.resources.reserve_of(limits)
         user_files = UserFiles(
             kit.state_folder() / "transfer", limits.max_transfer_bytes, reserve_bytes
         )

@@ -276,3 +276,12 @@ class Resources(Strict):
     state_url: str = ""
     state_reconnect_s: Seconds = 60.0
     command_modules: tuple[Name, ...] = ()
+
+    def reserve_of(self, limits: "ServerLimits") -> int:
+        """Return the disk space that a server leaves free: its own word goes before the project's.
+
+        Args:
+            limits: what the project file says.
+        """
+        said_here = "reserve_bytes" in self.model_fields_set
+        return self.reserve_bytes if said_here else limits.reserve_bytes

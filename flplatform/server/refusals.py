@@ -1,5 +1,7 @@
 """What the server lately refused to sites: bounded, in memory, for explanations."""
 
+import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +10,16 @@ from flplatform.core.errors import FLError, InvalidArgumentError
 from flplatform.core.messages import TaskId
 from flplatform.server.run_actor import utc_now
 
+log = logging.getLogger(__name__)
+
 MAX_KEPT = 10_000
 MAX_CHARS = 500
+
+OF_SPACE = ("disk", "reserve_bytes")
+"""Rules of refusals that the operator of this server can do something about."""
+
+TOLD_S = 60.0
+"""They are told in the log, one in so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,7 @@ class Refusals:
     def __init__(self, now: Callable[[], str] = utc_now) -> None:
         self._now = now
         self._last: OrderedDict[tuple[str, int | None], Refusal] = OrderedDict()
+        self._told = -TOLD_S
 
     def note(self, site: str, what: str, error: FLError) -> None:
         """Take in a refusal; `what` is a method's full name or a task's id."""
@@ -56,6 +67,9 @@ class Refusals:
             what = what.rpartition("/")[2]
         now = self._now()
         text = str(error)[:MAX_CHARS]
+        if error.rule in OF_SPACE and time.monotonic() >= self._told + TOLD_S:
+            self._told = time.monotonic()
+            log.warning("%s: %s is refused for want of space here: %s", site, what, text)
         for key in {(site, None), (site, run)}:
             before = self._last.pop(key, None)
             again = before is not None and (before.what, before.error) == (what[:200], text)

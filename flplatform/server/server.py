@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from grpc import aio
@@ -19,7 +18,7 @@ from flplatform.files.counters import watch_loop
 from flplatform.files.durable import write_atomic
 from flplatform.files.loops import supervise
 from flplatform.files.system import warn_of_few_files
-from flplatform.files.threads import give_way
+from flplatform.files.threads import Workers, give_way, in_thread
 from flplatform.rpc.interceptors import MAX_TRANSFERS, Caller, Guard
 from flplatform.rpc.pace import PaceLimits, Slots
 from flplatform.rpc.serving import make_server, serve
@@ -44,6 +43,7 @@ from flplatform.server.servicers import (
     FederatedTrainingServicer,
 )
 from flplatform.server.training import ModelResultProcessor, ResultProcessors, TrainingService
+from flplatform.server.upkeep.log_head import IF_MEANT, LogHead
 from flplatform.server.upkeep.log_id import OwnLog
 from flplatform.server.upkeep.unfinished import demand_finished
 from flplatform.server.validation import ValidateResultProcessor
@@ -124,7 +124,7 @@ class FederatedServer:
         self.kit = kit
         self.denials = Denials()
         self.trust = Trust(kit, self.denials)
-        self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="blob", initializer=give_way)
+        self.workers = Workers(WORKERS, thread_name_prefix="blob", initializer=give_way)
         resources = kit.local.resources
         own_log = OwnLog(folder, folder / "blobs")
         self.store = SqlStateStore(
@@ -135,9 +135,7 @@ class FederatedServer:
             admit=own_log.demand,
         )
         own_log.keep(self.store.origin)
-        self.blobs = FileBlobStore(
-            folder / "blobs", max(limits.reserve_bytes, resources.reserve_bytes)
-        )
+        self.blobs = FileBlobStore(folder / "blobs", resources.reserve_of(limits))
         self.audit = AuditLog(folder / "audit.jsonl", kit.identity.name, seal=KitSeal(kit))
         self._refused_calls = RefusedCalls(self.audit)
         self.relay = RequestRelay()
@@ -152,6 +150,11 @@ class FederatedServer:
         self.runs = Runs(
             self.store, self.blobs, self.clients, self.relay, self.workers, self._notify
         )
+        head = LogHead(folder)
+        if behind := head.why_behind(self.store.name, self.store.read):
+            self.runs.lacking.append(f"{behind}; {IF_MEANT}")
+        else:
+            self.store.committed = head.note
         self.refusals = Refusals()
         processors = ResultProcessors([ModelResultProcessor(), ValidateResultProcessor()])
         self.training = TrainingService(
@@ -209,10 +212,16 @@ class FederatedServer:
             known = dict(self.clients.known)
             try:
                 text = json.dumps(known, indent=1).encode()
-                await asyncio.to_thread(write_atomic, self._sites_file, text)
+                await in_thread(write_atomic, self._sites_file, text)
                 written = known
-            except OSError as error:
-                log.error("%s cannot be written: %s", self._sites_file, error)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong, it must go on
+                expected = isinstance(error, FLError | OSError)
+                log.error(
+                    "%s cannot be written: %s",
+                    self._sites_file,
+                    error,
+                    exc_info=None if expected else error,
+                )
 
     async def start(self) -> None:
         """Go on with unfinished runs, then serve the FL port.
@@ -243,6 +252,7 @@ class FederatedServer:
             lambda who, task_id, error: self.refusals.note(who.identity.name, task_id, error),
             counters.add,
             PaceLimits(limits.min_transfer_bytes_s, limits.transfer_stall_s),
+            self.training.note_broken_off,
         )
         warn_of_few_files(limits.max_clients)
         most = limits.max_clients * (SITE_CALLS + MAX_TRANSFERS)

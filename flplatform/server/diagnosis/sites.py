@@ -23,6 +23,9 @@ SLOW = 2.0
 SILENT = 2.0
 """A site counts as silent after this many heartbeats."""
 
+REPORT_S = 1.0
+"""What a report that is due may take."""
+
 CERTIFICATE = "certificate"
 """What a refusal is about that a certificate met."""
 
@@ -121,6 +124,9 @@ def _present(facts: Facts, view: SiteView, refusal: Refusal | None, task: Owed) 
         return Waiting(site, "crashing", text, since)
     if retries := _RETRIES.search(phase):
         full = retries[1] == "resource_exhausted"
+        if full and refusal and refusal.code == retries[1] and refusal.time >= task.since:
+            text = f"the server has no room for what {site} sends: {refusal.error}{_times(refusal)}"
+            return Waiting(site, "disk_full", text, facts.age(refusal.first))
         last = f": {refusal.error}" if refusal and facts.age(refusal.time) <= since + 1 else ""
         what = "has no space or meets a limit" if full else f"tries again ({retries[1]})"
         cause = "disk_full" if full else "retrying"
@@ -130,9 +136,13 @@ def _present(facts: Facts, view: SiteView, refusal: Refusal | None, task: Owed) 
         cause = "disk_full" if refusal.code == "resource_exhausted" else "refused"
         text = f"{site}: the server refused {refusal.what}: {refusal.error}{_times(refusal)}"
         return Waiting(site, cause, text, facts.age(refusal.first))
+    begun = phase not in IDLE_PHASES and (task.what != "train" or number >= facts.state.round)
+    if not begun and (had := facts.age(task.since)) <= facts.heartbeat_s + REPORT_S:
+        text = f"{site} has its task since {span(had)}, and reports every {span(facts.heartbeat_s)}"
+        return Waiting(site, "working", text, had)
     if report is None:
         return Waiting(site, "not_taken", f"{site} is there but reports nothing of the run")
-    if phase in IDLE_PHASES or (task.what == "train" and number < facts.state.round):
+    if not begun:
         text = f"{site} has not begun its task (phase {phase}, round {number})"
         return Waiting(site, "not_taken", text, since)
     return _at_work(facts, site, phase, since, task)

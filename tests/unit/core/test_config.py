@@ -8,6 +8,7 @@ from flplatform.core.config import (
     Overrides,
     Resources,
     ServerConfig,
+    ServerLimits,
     ServerPolicy,
     SiteConfig,
     SitePolicy,
@@ -102,3 +103,10 @@ def test_configs_are_frozen() -> None:
 def test_wrong_names(name: str) -> None:
     with pytest.raises(ValueError, match="is not a name"):
         SiteConfig(project="p", name=name, organisation="o", servers=("h:1",))
+
+
+def test_a_server_s_own_reserve_goes_before_the_project_s():
+    limits = ServerLimits(reserve_bytes=5)
+    assert Resources().reserve_of(limits) == 5
+    assert Resources(reserve_bytes=3).reserve_of(limits) == 3
+    assert Resources(reserve_bytes=1 << 30).reserve_of(limits) == 1 << 30

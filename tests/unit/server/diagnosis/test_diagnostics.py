@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flplatform.core import events as ev
 from flplatform.core.control import SiteView
 from flplatform.core.errors import (
     FLError,
@@ -16,6 +15,7 @@ from flplatform.core.errors import (
 from flplatform.core.messages import ModelRef
 from flplatform.core.workflow import Abort
 from flplatform.rpc.v1 import federated_pb2 as pb
+from flplatform.server import hands
 from flplatform.server.client_manager import RunReport
 from flplatform.server.diagnosis import Diagnostics
 from flplatform.server.refusals import Refusals
@@ -92,11 +92,11 @@ def test_a_log_without_space(scene: Scene) -> None:
 
 def test_an_aggregation_without_space(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     async def it() -> None:
-        async def full(_: ev.RoundClosed) -> ModelRef:
+        def full(*_: object) -> ModelRef:
             raise ResourceExhaustedError("the disk is full", rule="disk")
 
         await training(scene)
-        monkeypatch.setattr(scene.runs.hands, "aggregate", full)
+        monkeypatch.setattr(hands, "aggregate_closed", full)
         await scene.do("a")
         await scene.do("b")
         await until(lambda: scene.actor().troubles)

@@ -9,7 +9,7 @@ from flplatform.core.errors import NotFoundError, ResourceExhaustedError
 from flplatform.core.messages import ModelRef
 from flplatform.files.digest import digest_of_file
 from flplatform.rpc.transfers import send_blob
-from flplatform.server.refusals import Refusal
+from flplatform.server.refusals import Refusal, Refusals
 from flplatform.server.server import FederatedServer
 from tests.support.federation import provision
 from tests.unit.server.scene import play
@@ -54,3 +54,17 @@ def test_what_the_port_refuses(tmp_path: Path) -> None:
             await server.stop()
 
     play(it())
+
+
+def test_the_log_tells_of_what_the_operator_must_make_room_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refusals = Refusals()
+    for number in range(50):
+        error = ResourceExhaustedError(f"{number} bytes are to come", rule="reserve_bytes")
+        refusals.note("a", "7/1/train/a", error)
+    refusals.note("a", "7/1/train/a", NotFoundError("a round of before"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "a: 7/1/train/a is refused for want of space here: "
+        "0 bytes are to come (rule: reserve_bytes)"
+    ]

@@ -228,6 +228,14 @@ def test_an_upload_that_the_server_has_no_space_for() -> None:
     assert "b: 7/1/train/b was refused (3 times): the disk is full (rule: disk)" in text(why)
 
 
+def test_a_site_that_waits_for_space_at_the_server() -> None:
+    full = ResourceExhaustedError("9 bytes are to come, 0 are free", rule="reserve_bytes")
+    views = {"b": live("b", "uploading, retries: resource_exhausted", 20.0)}
+    why = waits_for_b(ago=100.0, views=views, refusals=refused("b", "7/1/train/b", full, LONG))
+    assert causes(why) == {"b": "disk_full"}
+    assert "the server has no room for what b sends: 9 bytes" in why.waits_for[0].text
+
+
 def test_a_model_of_the_wrong_shape() -> None:
     wrong = InvalidArgumentError("is 80 bytes; a model of run 7 has 100", field="blob.size")
     why = waits_for_b(ago=100.0, refusals=refused("b", "7/1/train/b", wrong, LONG))
@@ -259,9 +267,12 @@ def test_an_expired_certificate_that_tls_never_lets_in() -> None:
 
 
 def test_a_task_that_was_not_taken() -> None:
-    assert causes(waits_for_b(views={"b": site("b")})) == {"b": "not_taken"}
-    assert causes(waits_for_b(views={"b": live("b", "idle")})) == {"b": "not_taken"}
-    assert causes(waits_for_b(views={"b": live("b", "train", number=0)})) == {"b": "not_taken"}
+    for view in (site("b"), live("b", "idle"), live("b", "train", number=0)):
+        why = waits_for_b(ago=6.1, views={"b": view})
+        assert causes(why) == {"b": "not_taken"}
+        why = waits_for_b(ago=1.0, views={"b": view})
+        assert causes(why) == {"b": "working"}, "what it reported is older than its task"
+        assert why.waits_for[0].text.endswith(", and reports every 5.0 s")
 
 
 def test_the_most_troubled_come_first_and_one_screen_holds_it() -> None:

@@ -85,7 +85,7 @@ def open_channel(
         *_COMMON,
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.min_reconnect_backoff_ms", 10_000),  # the longest that one handshake may take
         ("grpc.max_reconnect_backoff_ms", 5_000),
         *extra,
     ]

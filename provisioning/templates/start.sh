@@ -250,6 +250,7 @@ while ((signals == 0)); do
     fi
     sleep "$((wait_ms / 1000)).$(printf '%03d' $((wait_ms % 1000)))" 9>&- &
     child=$!
+    ((signals == 0)) || kill -TERM "$child" 2>/dev/null || true
     await_child
     child=
 done

@@ -20,7 +20,7 @@ from tests.support.federation import Federation
 
 TOKEN = "the token of site-1"
 SERVICE = "flplatform.test.Echo"
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @dataclass

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 from pathlib import Path
 
 import grpc
@@ -35,7 +36,7 @@ async def say(federation: Federation, name: str, port: int, text: bytes = b"hell
         chain_pem=kit.chain,
         trusted_pem=kit.trust.tls_roots("server"),
     ) as opened:
-        return await opened.unary_unary(f"/{SERVICE}/Echo")(text, timeout=5)
+        return await opened.unary_unary(f"/{SERVICE}/Echo")(text, timeout=30)
 
 
 def test_no_option_is_given_twice() -> None:
@@ -65,6 +66,32 @@ def test_kit_to_kit(federation: Federation) -> None:
             assert await say(federation, "site-1", port.number) == b"hello"
 
     asyncio.run(scene())
+
+
+def test_a_server_that_stands_still_for_a_moment_is_reached(federation: Federation) -> None:
+    """The handshake takes that much longer; a console does not try again."""
+
+    async def scene() -> None:
+        async with serving(federation, ECHO, OPEN) as port:
+            inner = port.number
+
+            async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await asyncio.sleep(1.5)
+                ends = await asyncio.open_connection("127.0.0.1", inner)
+                await asyncio.gather(passing(reader, ends[1]), passing(ends[0], writer))
+
+            async with await asyncio.start_server(slowly, "127.0.0.1", 0) as proxy:
+                assert await say(federation, "site-1", proxy.sockets[0].getsockname()[1])
+
+    asyncio.run(scene())
+
+
+async def passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while part := await reader.read(65536):
+            writer.write(part)
+            await writer.drain()
+    writer.close()
 
 
 def test_a_message_beyond_the_limit_is_refused(federation: Federation) -> None:
@@ -136,7 +163,7 @@ def test_nobody_without_a_certificate_gets_in(federation: Federation) -> None:
             bare = grpc.ssl_channel_credentials(roots)
             async with aio.secure_channel(f"localhost:{port.number}", bare) as opened:
                 with pytest.raises(aio.AioRpcError) as caught:
-                    await opened.unary_unary(f"/{SERVICE}/Echo")(b"", timeout=5)
+                    await opened.unary_unary(f"/{SERVICE}/Echo")(b"", timeout=30)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(scene())

@@ -54,7 +54,7 @@ def over_the_wire(error: FLError) -> tuple[FLError, aio.AioRpcError]:
     async def call() -> tuple[FLError, aio.AioRpcError]:
         async with failing(error) as method:
             with pytest.raises(aio.AioRpcError) as caught:
-                await method(b"", timeout=10)
+                await method(b"", timeout=30)
             return from_rpc(caught.value), caught.value
 
     return asyncio.run(call())
@@ -107,7 +107,7 @@ def test_what_grpc_itself_says_becomes_the_nearest_error() -> None:
     async def calls() -> None:
         async with failing() as method:
             with pytest.raises(aio.AioRpcError) as caught:
-                await method(b"", timeout=10)
+                await method(b"", timeout=30)
             assert type(from_rpc(caught.value)) is InternalError
             assert str(from_rpc(caught.value)) == "aborted: gRPC's own"
 
@@ -131,7 +131,7 @@ def test_nobody_serving_is_unavailable() -> None:
     async def call() -> FLError:
         async with aio.insecure_channel("127.0.0.1:1") as channel:
             with pytest.raises(aio.AioRpcError) as caught:
-                await channel.unary_unary(METHOD)(b"", timeout=10)
+                await channel.unary_unary(METHOD)(b"", timeout=30)
             return from_rpc(caught.value)
 
     assert type(asyncio.run(call())) is UnavailableError

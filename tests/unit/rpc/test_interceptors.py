@@ -41,7 +41,7 @@ async def call(
 ) -> bytes:
     sent = (*(metadata(token) if token is not None else ()), *more)
     async with port.channel(kit) as channel:
-        return await channel.unary_unary(method)(b"", metadata=sent, timeout=10)
+        return await channel.unary_unary(method)(b"", metadata=sent, timeout=30)
 
 
 async def refusal(awaitable: Awaitable[Any]) -> FLError:
@@ -135,7 +135,7 @@ def test_a_certificate_that_tls_lets_in_must_still_be_a_site_of_the_project(
     async def scene() -> None:
         async with serving(federation, HANDLERS, {WHO: Rule(token=False)}, roots=roots) as port:
             async with port.channel(kit, secret) as channel:
-                error = await refusal(channel.unary_unary(WHO)(b"", timeout=10))
+                error = await refusal(channel.unary_unary(WHO)(b"", timeout=30))
             assert (type(error), error.rule) == (UnauthenticatedError, "identity")
             ((_, name, _),) = port.refusals
             assert name == "", "who it is was not established"
@@ -178,7 +178,7 @@ def test_a_call_that_waited_is_refused_if_its_certificate_was_revoked_meanwhile(
         handlers = {"Who": grpc.unary_unary_rpc_method_handler(wait)}
         async with serving(federation, handlers) as port:
             waiting = asyncio.create_task(refusal(call(port, federation.open("site-1"))))
-            await asyncio.wait_for(entered.wait(), 10)
+            await asyncio.wait_for(entered.wait(), 30)
             federation.revoke("site-1")
             port.trust = federation.open("server").trust
             leave.set()
@@ -264,9 +264,9 @@ def test_health_needs_a_site_certificate_and_no_token(federation: Federation) ->
             for name in ("site-1", "site-2"):
                 async with port.channel(federation.open(name)) as channel:
                     stub = health_pb2_grpc.HealthStub(channel)
-                    answer = await stub.Check(request, timeout=10)
+                    answer = await stub.Check(request, timeout=30)
                     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-                    watch = stub.Watch(request, timeout=10)
+                    watch = stub.Watch(request, timeout=30)
                     assert (await watch.read()).status == answer.status
                     watch.cancel()
             port.now = datetime(2100, 1, 1, tzinfo=UTC)

@@ -140,7 +140,7 @@ class Faulty(Running):
         """Start again what a fault has ended."""
         for name in names:
             self.disarm(name)
-            self.processes.pop(name).wait(timeout=30)
+            self.processes.pop(name).wait(timeout=60)
         self.start(*names)
         self.tally.recovered()
 
@@ -157,7 +157,7 @@ class Faulty(Running):
         process = self.processes.pop(name)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
     def run_processes(self, site: str) -> list[psutil.Process]:
         """Return the processes below a site's parent that run a job's code."""
@@ -215,7 +215,7 @@ class Faulty(Running):
         finally:
             if console.poll() is None:
                 console.kill()
-            console.communicate(timeout=30)
+            console.communicate(timeout=60)
 
     def run_of(self, name: str) -> int:
         """Return the run number that a job got."""

@@ -94,7 +94,7 @@ def main(who: str, folder: Path) -> None:
         assert run.text().count("exit code") == 1, "only the kill is a crash"
     finally:
         run.process.terminate()
-        run.process.wait(timeout=40)
+        run.process.wait(timeout=DEADLINE_S)
         print(run.text()[-6000:])
 
 

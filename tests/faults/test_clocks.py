@@ -6,7 +6,7 @@ import pytest
 
 from flplatform.core import events as ev
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 TWO_DAYS = 2 * 86400.0
 

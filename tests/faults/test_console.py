@@ -14,7 +14,7 @@ from tests.faults.proxy import Proxy
 from tests.scenarios.test_why import Talk
 from workspaces.running import ADMIN
 
-pytestmark = pytest.mark.timeout(900 if LONG else 120)
+pytestmark = pytest.mark.timeout(900 if LONG else 300)
 
 KILLS = 20 if LONG else 1
 """Of each command; of the submission one more."""
@@ -68,7 +68,7 @@ class Fragile:
             answers.append(self.talk.ask(line))
             return "is being received right now" not in str(answers[-1])
 
-        self.federation.wait_for(answered, f"an answer to {line!r}", deadline_s=20)
+        self.federation.wait_for(answered, f"an answer to {line!r}", deadline_s=60)
         assert answers[-1]["ok"], str(answers[-1])
         return answers[-1]
 
@@ -82,7 +82,7 @@ class Fragile:
             told[0] = f"{commands}, {server.num_fds()} of {files} open files"
             return len(commands) <= 1 and server.num_fds() <= files + 3
 
-        self.federation.wait_for(let_go, "the server to let go", deadline_s=20)
+        self.federation.wait_for(let_go, "the server to let go", deadline_s=60)
         left = temporary_files(self.federation.kit("server"))
         assert not left, left
 

@@ -11,7 +11,7 @@ from flplatform.core import events as ev
 from tests.faults.conftest import LONG
 from tests.faults.federations import DURABLE
 
-pytestmark = pytest.mark.timeout(1800 if LONG else 120)
+pytestmark = pytest.mark.timeout(1800 if LONG else 300)
 
 SERIES = 8
 """Kills of one run; each may take two rounds."""

@@ -10,7 +10,7 @@ import pytest
 from flplatform.core import events as ev
 from tests.faults.conftest import LONG
 
-pytestmark = pytest.mark.timeout(900 if LONG else 120)
+pytestmark = pytest.mark.timeout(900 if LONG else 300)
 
 ENDED_BY_ITSELF = "a defect ends the process"
 

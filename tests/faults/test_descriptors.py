@@ -13,7 +13,7 @@ from flplatform.core import events as ev
 from tests.faults.conftest import LONG
 from workspaces.running import Federation
 
-pytestmark = pytest.mark.timeout(600 if LONG else 120)
+pytestmark = pytest.mark.timeout(600 if LONG else 300)
 
 SPARE = 20
 """Descriptors that a process may open beyond those that it needs when nothing is going on."""
@@ -50,7 +50,7 @@ def crowd(port: int, count: int):
     """Hold connections to a port of this machine, and say nothing."""
     with ExitStack() as held:
         for _ in range(count):
-            held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
         yield
 
 

@@ -16,7 +16,7 @@ import pytest
 from flplatform.core import events as ev
 from tests.scenarios.conftest import ROOT
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(330)
 
 LATER = pytest.mark.faults_long
 
@@ -35,7 +35,7 @@ def on_a_small_disk(module, who, folder):
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("no user namespaces here: a small file system cannot be mounted")
     command = ["unshare", "-Urm", sys.executable, "-m", f"tests.faults.{module}", who, folder / "x"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from flplatform.core import events as ev
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_server_goes_on_in_another_place(faulty, monkeypatch):

@@ -7,7 +7,7 @@ from tests.faults.conftest import LONG
 from tests.scenarios.test_postgres import keep_state_in
 from tests.support.postgres import Cluster
 
-pytestmark = pytest.mark.timeout(600 if LONG else 120)
+pytestmark = pytest.mark.timeout(600 if LONG else 300)
 
 ROUNDS = 3
 

@@ -8,7 +8,7 @@ from flplatform.core import events as ev
 from tests.faults.conftest import LONG
 from tests.faults.schedules import Schedule
 
-pytestmark = pytest.mark.timeout(900 if LONG else 150)
+pytestmark = pytest.mark.timeout(900 if LONG else 300)
 
 FIRST = int(os.environ.get("FAULTS_SEED", "1"))
 SEEDS = range(FIRST, FIRST + (40 if LONG else 1))
@@ -30,7 +30,7 @@ def test_kill_schedule(faulty, tally, seed):
     try:
         schedule.play(FAULTS, lambda: federation.over(steady) and federation.over(hasty))
         for run in (steady, hasty):
-            federation.wait_event(run, ev.RunEnded, deadline_s=90)
+            federation.wait_event(run, ev.RunEnded, deadline_s=240)
         federation.pace(0)
         federation.check_against_calm(steady, rounds=ROUNDS)
         federation.check(hasty)

@@ -5,7 +5,7 @@ import pytest
 from flplatform.core import events as ev
 from tests.faults.conftest import LONG
 
-pytestmark = [pytest.mark.timeout(600 if LONG else 120)]
+pytestmark = [pytest.mark.timeout(600 if LONG else 300)]
 
 SITES = ("site-1", "site-2", "site-3")
 

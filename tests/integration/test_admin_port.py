@@ -154,6 +154,12 @@ async def execute(transport: GrpcTransport, *argv: str, **options: Any) -> list[
     return [item async for item in transport.execute(list(argv), confirmed, **options)]
 
 
+async def under_way(control: FakeControl) -> None:
+    """Wait until a command waits for a run to change."""
+    while not control.changed._waiters:
+        await asyncio.sleep(0.001)
+
+
 def test_a_command_from_key_press_to_rows(federation, control):
     control.run_views = {3: run(3)}
 
@@ -196,15 +202,15 @@ def test_only_users_get_through_the_handshake(federation, control):
             for name in ("site-1", "server"):
                 channel = port.channel(name)
                 with pytest.raises(aio.AioRpcError) as caught:
-                    await pb_grpc.AdminConsoleStub(channel).Challenge(pb.Empty(), timeout=5)
+                    await pb_grpc.AdminConsoleStub(channel).Challenge(pb.Empty(), timeout=30)
                 assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
                 await channel.close()
             channel = port.channel("max")
             health = health_pb2_grpc.HealthStub(channel)
-            reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=30)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
             with pytest.raises(aio.AioRpcError) as caught:
-                await pb_grpc.FederatedTrainingStub(channel).Quit(pb.QuitRequest(), timeout=5)
+                await pb_grpc.FederatedTrainingStub(channel).Quit(pb.QuitRequest(), timeout=30)
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
             await channel.close()
 
@@ -492,7 +498,7 @@ def test_revocation_ends_sessions_and_what_they_have_under_way(federation, contr
     async def main():
         async with serving(federation, control) as port, signed_in(port, "lea") as lea:
             waiting = asyncio.create_task(execute(lea, "wait", "3"))
-            await asyncio.sleep(0.2)
+            await under_way(control)
             federation.revoke("lea")
             port.trust.store = port.kit.reload_trust()
             port.server.look()
@@ -514,7 +520,7 @@ def test_who_waits_is_not_idle(federation, control):
             real = sessions.clock
             sessions.clock = lambda: real() + clock.ahead
             waiting = asyncio.create_task(execute(amy, "wait", "3"))
-            await asyncio.sleep(0.2)
+            await under_way(control)
             clock.ahead = 4.9
             port.server.look()
             clock.ahead = 8.0
@@ -537,7 +543,7 @@ def test_stopping_ends_commands_under_way_and_the_console_finds_the_server_again
     async def main():
         async with serving(federation, control) as port, signed_in(port) as amy:
             waiting = asyncio.create_task(execute(amy, "wait", "3"))
-            await asyncio.sleep(0.2)
+            await under_way(control)
             address = port.server.port
             await port.server.stop()
             items = await waiting
@@ -549,12 +555,13 @@ def test_stopping_ends_commands_under_way_and_the_console_finds_the_server_again
             port.kit = federation.open("server")
             port.server = port.make()
             await port.server.start()
-            for _ in range(50):
-                try:
-                    items = await execute(amy, "list_runs")
-                    break
-                except UnavailableError:
-                    await asyncio.sleep(0.1)
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        items = await execute(amy, "list_runs")
+                        break
+                    except UnavailableError:
+                        await asyncio.sleep(0.1)
             assert items[-1]["exit_code"] == 0
 
     asyncio.run(main())
@@ -591,16 +598,16 @@ def test_fl_admin_from_a_script(federation, control, tmp_path):
         return [*found, await fl_admin(*password, "-c", "list_runs")]
 
     json_lines, script_run, kept_going, unknown, asked, yes, nobody, gone = asyncio.run(main())
-    assert json_lines[0] == 0
+    assert json_lines[0] == 0, json_lines
     documents = [json.loads(line) for line in json_lines[1].splitlines()]
     assert [document["command"] for document in documents] == ["list_runs", "check_status server"]
     assert all(document["ok"] for document in documents)
-    assert script_run[0] == 1
+    assert script_run[0] == 1, script_run
     assert "unknown site" in script_run[1]
     assert "stopped at line 3" in script_run[2]
-    assert kept_going[0] == 1
+    assert kept_going[0] == 1, kept_going
     assert len(kept_going[1].splitlines()) == 3
-    assert unknown[0] == 2
+    assert unknown[0] == 2, unknown
     assert "unknown command" in unknown[2]
     assert (asked[0], yes[0]) == (2, 0)
     assert "--yes" in asked[2]
@@ -627,7 +634,7 @@ def at_a_terminal(federation: Federation) -> str:
         sys.executable,
         ["-P", "-m", "flplatform.entrypoints.admin", str(federation.kit("amy"))],
         dimensions=(40, 120),
-        timeout=20,
+        timeout=60,
         encoding="utf8",
         env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
     )

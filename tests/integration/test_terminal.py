@@ -23,7 +23,7 @@ def open_console(tmp_path):
             cwd=ROOT,
             env={**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"},
             dimensions=(24, 80),
-            timeout=20,
+            timeout=60,
             encoding="utf-8",
         )
         opened.append(console)

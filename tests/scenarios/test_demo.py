@@ -10,7 +10,7 @@ from tests.scenarios.conftest import ROOT
 
 
 @pytest.mark.scenario
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_demo_trains_validates_and_stops(tmp_path):
     folder = tmp_path / "demo"
     done = subprocess.run(
@@ -19,7 +19,7 @@ def test_the_demo_trains_validates_and_stops(tmp_path):
         env={**os.environ, "FLP_DEMO_FOLDER": str(folder)},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "round 15/15 closed" in done.stdout

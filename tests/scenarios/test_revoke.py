@@ -6,7 +6,7 @@ import pytest
 
 from workspaces.running import ADMIN, Federation
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
 
 AMY = "amy@example.org"
 

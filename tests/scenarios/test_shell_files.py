@@ -10,7 +10,7 @@ import pytest
 from flplatform.core import events as ev
 from workspaces.running import ADMIN
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
 
 
 def rows(answer) -> dict[str, str]:

@@ -14,7 +14,7 @@ from flplatform.server.upkeep.replay import replay_run
 from flplatform.server.upkeep.restore import restore
 from flplatform.server.upkeep.verify import verify_state
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
 
 
 def fl_state(*words: object) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from flplatform.core import events as ev
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
 
 
 def test_a_run_is_prepared_and_started_step_by_step(federation):

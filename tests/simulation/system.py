@@ -143,6 +143,10 @@ class SimPath:
     def parent(self) -> "SimPath":
         return SimPath(self._text.rpartition("/")[0])
 
+    @property
+    def suffixes(self) -> list[str]:
+        return PurePosixPath(self._text).suffixes
+
     def with_suffix(self, suffix: str) -> "SimPath":
         return SimPath(PurePosixPath(self._text).with_suffix(suffix))
 
@@ -277,7 +281,9 @@ class SimOs:
     replace = rename
 
     @staticmethod
-    def walk(top: Any, topdown: bool = True) -> "Iterator[tuple[str, list[str], list[str]]]":
+    def walk(
+        top: Any, topdown: bool = True, onerror: Any = None
+    ) -> "Iterator[tuple[str, list[str], list[str]]]":
         def down(path: SimPath) -> Iterator[tuple[str, list[str], list[str]]]:
             entries = disks().folder(path)[1].entries
             folders = [name for name, node in entries.items() if isinstance(node, Folder)]

@@ -1,5 +1,6 @@
 """The federation behind the transcripts: real processes, in one state after the other."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,10 @@ STAGES = ("idle", "training", "finished", "again", "ending")
 MOST_LINES = 10_000
 """Of what the server says, more than it does."""
 
+SILENT = re.compile(r"\s*(\S+)\s+no reply after ")
+TRIES = 3
+"""Of a command, where this machine stood still for so long that a site that runs was silent."""
+
 LAST = ("revoke", "remove_client", "restart", "shutdown")
 """Transcripts that leave less than they found, in this order."""
 
@@ -46,11 +51,12 @@ class Stage:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="fls-"))
         # A site that is stopped while it is asked stays silent for 2 s: no reason to give it up.
-        self.federation = Running(self._folder, SITES, heartbeat_s=0.5, dead_after_s=5.0)
+        self.federation = Running(self._folder, SITES, heartbeat_s=0.5, dead_after_s=10.0)
         self.terminal = Terminal(
             self.federation.kit(ADMIN), self.federation.passphrase_file().read_text().strip()
         )
         self._at = ""
+        self._stopped: set[str] = set()
         self._held: dict[tuple[str, int], Callable[[], None]] = {}
         for site in SITES:
             text = STRICT_POLICY if site == STRICT else "allow_foreign_code_unsandboxed: true\n"
@@ -74,12 +80,20 @@ class Stage:
         """Carry out a step; return what the console shows, or what did not come in time."""
         try:
             if step.kind == ">":
-                return self.terminal.run(step.text, step.answers)
+                for _ in range(TRIES):
+                    shown = self.terminal.run(step.text, step.answers)
+                    if not self._stood_still(shown):
+                        break
+                return shown
             self.act(step.text)
         except (TimeoutError, subprocess.TimeoutExpired) as error:
             self.terminal.close()
             return str(error).splitlines()
         return []
+
+    def _stood_still(self, shown: list[str]) -> bool:
+        silent = {found[1] for line in shown if (found := SILENT.match(line))}
+        return bool((silent & self.federation.processes.keys()) - self._stopped)
 
     def reach(self, stage: str) -> None:
         """Bring the federation into the state of a stage; there is no way back."""
@@ -141,10 +155,11 @@ class Stage:
             case "stop" | "continue":
                 if process is not None:
                     process.send_signal(signal.SIGSTOP if verb == "stop" else signal.SIGCONT)
+                    (self._stopped.add if verb == "stop" else self._stopped.discard)(name)
             case "start":
                 self._start(name)
             case "ended":
-                federation.processes.pop(name).wait(timeout=20)
+                federation.processes.pop(name).wait(timeout=60)
             case "hold":
                 self._held[name, int(more[0])] = federation.hold(name, int(more[0]))
             case "release":

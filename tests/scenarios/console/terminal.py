@@ -11,7 +11,7 @@ import pexpect
 from tests.scenarios.console.screen import Screen
 
 COLUMNS = 100
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 _PROMPT = re.compile(r"fl:.*> $")
 _QUESTION = re.compile(r".*(?:\[y/N\] |(?:passphrase|password)[^:]*: )$")
 

@@ -72,7 +72,7 @@ class EvilSite:
         self._ended = asyncio.Event()
         self._registered = threading.Event()
         self._thread.start()
-        assert self._registered.wait(20)
+        assert self._registered.wait(60)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._ended.set)

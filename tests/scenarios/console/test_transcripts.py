@@ -55,7 +55,7 @@ def test_a_transcript_shows_help_a_mistake_and_every_kind_of_target(name):
         assert words & set(GOOD)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_command_at_a_real_console():
     found = [text for old, new in played(TRANSCRIPTS.values()) if (text := difference(old, new))]
     assert not found, "\n".join(

@@ -228,6 +228,7 @@ def test_a_failure_waits_a_moment_for_those_of_other_ranks(tmp_path, monkeypatch
         failed = {"task": "7/1/train/site-1", "traceback": ""}
         leader.write(encode("failure", {**failed, "error": "R: closed by peer"}))
         assert (await reply).error == "rank 0: R: closed by peer"
+        monkeypatch.setattr(module, "FAILURE_GRACE_S", 60.0)
         reply = parent.conversation.order(Order("7/1/train/site-1", 5, None))
         leader.write(encode("failure", {**failed, "error": "R: closed by peer"}))
         other.write(encode("failure", {**failed, "error": "E: no data"}))
@@ -242,7 +243,7 @@ def test_a_failure_waits_a_moment_for_those_of_other_ranks(tmp_path, monkeypatch
 
 
 def test_what_follows_from_the_end_of_a_rank_is_no_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FAILURE_GRACE_S", 0.05)
+    monkeypatch.setattr(module, "FAILURE_GRACE_S", 0.5)
 
     async def body(parent):
         (_, leader), (_, other) = await two_ranks(parent)
@@ -252,7 +253,7 @@ def test_what_follows_from_the_end_of_a_rank_is_no_answer(tmp_path, monkeypatch)
         other.close()
         await parent.conversation.over
         assert parent.conversation.lost == "rank 1"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         assert not reply.done()
         leader.close()
 
@@ -274,3 +275,18 @@ def test_only_rank_0_reports(tmp_path, kind, fields):
         other.close()
 
     converse(tmp_path, body, 2)
+
+
+def test_listening_that_is_cancelled_leaves_no_socket(tmp_path):
+    async def run():
+        parent = Parent(tmp_path)
+        entering = asyncio.create_task(parent.__aenter__())
+        await asyncio.sleep(0)
+        entering.cancel()
+        await asyncio.wait([entering])
+        assert entering.cancelled()
+        await parent.__aexit__()
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+            await parent.connect()
+
+    asyncio.run(run())

@@ -18,7 +18,7 @@ from flplatform.core.errors import (
 )
 from flplatform.security.signing import CommandOrder
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 KEY = "5" * 32
 
 

@@ -80,7 +80,7 @@ def ask(site, text, who="amy", body=None) -> pb.SiteReply:
         signed=signed.to_bytes(),
         body=json.dumps(body or {}).encode(),
     )
-    return asyncio.run(asyncio.wait_for(site.agent.handle(request), 10))
+    return asyncio.run(asyncio.wait_for(site.agent.handle(request), 60))
 
 
 def told(reply: pb.SiteReply):

@@ -119,7 +119,7 @@ def ask(agent, topic, signed, body=b"{}", request_id="r1") -> pb.SiteReply:
     data = signed.to_bytes() if isinstance(signed, Signed) else signed
     body = json.dumps(body).encode() if isinstance(body, dict) else body
     request = pb.SiteRequest(id=request_id, topic=topic, signed=data, body=body)
-    reply = asyncio.run(asyncio.wait_for(agent.handle(request), 10))
+    reply = asyncio.run(asyncio.wait_for(agent.handle(request), 60))
     assert reply.request_id == request_id
     return reply
 

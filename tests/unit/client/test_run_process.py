@@ -69,7 +69,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "RANK": str(self.start.rank)},
             )
-            server.settimeout(20)
+            server.settimeout(60)
             self.socket, _ = server.accept()
         rank = self.start.rank
         assert self.next() == {"type": "hello", "secret": "the secret", "rank": rank}
@@ -181,7 +181,7 @@ def test_a_rank_other_than_0_does_the_same_and_returns_nothing(tmp_path):
         with pytest.raises(TimeoutError):  # the trained model that it shall validate is rank 0's
             child.next()
         assert not trained.exists()
-        child.socket.settimeout(20)
+        child.socket.settimeout(60)
         save(trained, {"w": np.full(1, 9, np.float32)})
         child.socket.sendall(encode("trained", {}))
         assert child.next() == {"type": "done", "task": order.task}
@@ -298,7 +298,7 @@ def test_stop_ends_the_loop(tmp_path):
     with Child(tmp_path, code, module="", script="job.py") as child:
         child.next()
         child.socket.sendall(encode("stop", {}))
-        assert child.process.wait(10) == 0
+        assert child.process.wait(60) == 0
         assert child.process.stdout.read() == b"bye\n"
 
 
@@ -315,7 +315,7 @@ def test_hanging_up_or_nonsense_ends_it_at_once(tmp_path, frame):
             child.socket.sendall(frame)
         else:
             child.socket.shutdown(socket.SHUT_RDWR)
-        assert child.process.wait(10) == 113
+        assert child.process.wait(60) == 113
 
 
 def test_limits(tmp_path):

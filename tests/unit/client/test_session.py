@@ -127,7 +127,7 @@ def play(test, monkeypatch, *before: str):
         await server.start()
         session = session_at(*before, f"127.0.0.1:{port}")
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await test(session, servicer)
         finally:
             await session.close("over")
@@ -140,7 +140,7 @@ def offline(test):
     """Run `test(session)` without a server."""
 
     async def go():
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await test(session_at("localhost:1"))
 
     asyncio.run(go())

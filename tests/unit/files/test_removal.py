@@ -102,7 +102,7 @@ def test_rights_that_the_owner_has_taken_from_himself(modes: tuple[str, ...]) ->
         kept.chmod(0o500)
         Path(name).chmod(0o755)
         command = [sys.executable, "-c", AS_OWNER, str(place), str(kept), *modes]
-        subprocess.run(command, check=True, cwd=ROOT, timeout=30)
+        subprocess.run(command, check=True, cwd=ROOT, timeout=60)
         assert list(place.iterdir()) == []
         assert stat.S_IMODE(kept.stat().st_mode) == 0o500
 

@@ -26,12 +26,12 @@ def test_whoever_is_cancelled_goes_on_only_after_the_work(
 
     def work() -> None:
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         raise OSError("half done")
 
     async def scene() -> None:
         task = asyncio.create_task(in_thread(work))
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(begun.wait, 60)
         task.cancel()
         done, _ = await asyncio.wait([task], timeout=0.05)
         assert not done
@@ -49,11 +49,11 @@ def test_a_second_cancel_does_not_get_ahead_of_the_work_either() -> None:
 
     def work() -> None:
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
 
     async def scene() -> None:
         task = asyncio.create_task(in_thread(work))
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(begun.wait, 60)
         for _ in range(3):
             task.cancel()
             done, _ = await asyncio.wait([task], timeout=0.02)
@@ -118,7 +118,7 @@ def test_work_that_was_begun_though_no_thread_could_be_started_is_waited_for(
 
     def work() -> int:
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return 7
 
     async def scene() -> None:
@@ -126,7 +126,7 @@ def test_work_that_was_begun_though_no_thread_could_be_started_is_waited_for(
 
         async def to_thread(once: Callable[[], None]) -> None:
             threading.Thread(target=once).start()
-            assert begun.wait(10)
+            assert begun.wait(60)
             asyncio.get_running_loop().call_soon(go.set)
             raise RuntimeError("can't start new thread")
 
@@ -145,7 +145,7 @@ def test_a_pool_refuses_work_only_if_it_has_no_thread_at_all(
 
     def wait() -> bool:
         begun.set()
-        return go.wait(10)
+        return go.wait(60)
 
     with Workers(2) as pool:
         with monkeypatch.context() as patch:
@@ -153,7 +153,7 @@ def test_a_pool_refuses_work_only_if_it_has_no_thread_at_all(
             with pytest.raises(ResourceExhaustedError, match="no thread can be started"):
                 pool.submit(done.append, "refused")
         first = pool.submit(wait)
-        assert begun.wait(10)
+        assert begun.wait(60)
         with monkeypatch.context() as patch:
             _no_more_threads(patch)
             second = pool.submit(done.append, "later")

@@ -70,7 +70,8 @@ def test_ops_lists_and_cancel_ends(session):
     async def main() -> None:
         server = AdminServer(CommandRegister([Module("hang", hang)]), Allowing(), Allowing())
         reader = asyncio.create_task(run(server, session, "hang"))
-        await asyncio.sleep(0.01)
+        while not server.operations.live():
+            await asyncio.sleep(0)
         table, data, _ = await run(server, session, "ops")
         (op,) = [row[0] for row in table["rows"] if row[1] == "hang"]
         row, done = await run(server, session, "cancel", op)

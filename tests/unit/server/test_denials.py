@@ -165,7 +165,7 @@ def test_every_site_gets_all_denials_and_says_whether_it_took_them(desk, order):
             relay.reply("site-1", pb.SiteReply(request_id=request.id, status="ok", body=body))
 
         task = asyncio.create_task(answer(b'{"news": 1, "refused": []}'))
-        replies = await mine.carry(["site-1", "site-2"], 0.5)
+        replies = await mine.carry(["site-1", "site-2"], 2.0)
         await task
         assert replies["site-1"].status == "ok"
         assert replies["site-2"].status == "no_reply"
@@ -174,7 +174,7 @@ def test_every_site_gets_all_denials_and_says_whether_it_took_them(desk, order):
         await asyncio.sleep(0)  # the one before is taken back
         assert len(await relay.retrieve("site-2", [], 1)) == 1
         task = asyncio.create_task(answer(b'{"refused": [{"rule": "signature"}]}'))
-        assert (await mine.carry(["site-1"], 5))["site-1"].status == "refused"
+        assert (await mine.carry(["site-1"], 60))["site-1"].status == "refused"
         await task
 
     asyncio.run(main())

@@ -33,7 +33,7 @@ from flplatform.store import state
 from flplatform.store.state import SqlStateStore
 from tests.support.postgres import OWNER, Cluster, CommitCutter
 
-DEADLINE_S = 20.0
+DEADLINE_S = 50.0
 
 
 def never(error: BaseException) -> None:
@@ -52,8 +52,10 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 
 
 @contextlib.contextmanager
-def opened(url: str, on_fatal: Any = never, reconnect_s: float = DEADLINE_S) -> Iterator[Any]:
-    store = SqlStateStore(url, on_fatal, reconnect_s)
+def opened(
+    url: str, on_fatal: Any = never, reconnect_s: float = DEADLINE_S, opening_s: float = 0.0
+) -> Iterator[Any]:
+    store = SqlStateStore(url, on_fatal, reconnect_s, opening_s)
     try:
         yield store
     finally:
@@ -77,11 +79,11 @@ def cutter(postgres: Cluster) -> Iterator[CommitCutter]:
 
 def test_rows_survive_a_restart_of_both(postgres: Cluster, schema: str) -> None:
     with opened(postgres.url(schema)) as store:
-        store.append([row(1), row(2)]).result(10)
+        store.append([row(1), row(2)]).result(DEADLINE_S)
     postgres.crash()
     plain = postgres.url(schema).replace("postgresql+psycopg:", "postgresql:")
     with opened(plain) as store:
-        store.append([row(3)]).result(10)
+        store.append([row(3)]).result(DEADLINE_S)
         assert [r.seq for r in store.read("s")] == [1, 2, 3]
 
 
@@ -138,7 +140,7 @@ def test_an_old_version_is_refused(
 
 def test_a_newer_schema_is_refused_by_name_and_left_alone(postgres: Cluster, schema: str) -> None:
     with opened(postgres.url(schema)) as store:
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
     postgres.execute("UPDATE schema_version SET version = 7", schema=schema)
     with pytest.raises(FailedPreconditionError, match="schema 7; this release knows"):
         SqlStateStore(postgres.url(schema), never)
@@ -206,13 +208,13 @@ def test_the_role_needs_only_what_the_documentation_says(
         SqlStateStore(postgres.url(schema, user="guarded", passfile=str(passfile)), never)
     postgres.execute(f"GRANT CREATE ON SCHEMA {schema} TO guarded")
     with opened(postgres.url(schema, user="guarded", passfile=str(passfile))) as store:
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
     postgres.execute(f"REVOKE CREATE ON SCHEMA {schema} FROM guarded")
     monkeypatch.setenv("PGPASSFILE", str(passfile))
     with opened(postgres.url(schema, user="guarded")) as store:  # the tables are there
-        store.append([row(2)]).result(10)
+        store.append([row(2)]).result(DEADLINE_S)
         postgres.cut(schema)
-        store.append([row(3)]).result(10)
+        store.append([row(3)]).result(DEADLINE_S)
 
 
 def test_no_text_shows_the_password(
@@ -227,9 +229,9 @@ def test_no_text_shows_the_password(
     postgres.execute(f"GRANT CREATE ON SCHEMA {schema} TO guarded2")
     host, good = str(postgres.folder), postgres.url(schema, user=f"guarded2:{SECRET}")
     with opened(good) as store:
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
         postgres.cut(schema)
-        store.append([row(2)]).result(10)
+        store.append([row(2)]).result(DEADLINE_S)
         with pytest.raises(FailedPreconditionError, match="in use by session") as refused:
             SqlStateStore(good, never)
         assert SECRET not in str(refused.value)
@@ -269,9 +271,9 @@ def test_a_second_store_is_refused_by_name(
             match=rf"in use by session \d+ \(flplatform .* {os.getpid()}, local, since .*rule",
         ):
             SqlStateStore(postgres.url(schema), never)
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
     with opened(postgres.url(schema)) as store:
-        store.append([row(2)]).result(10)
+        store.append([row(2)]).result(DEADLINE_S)
 
 
 @pytest.mark.parametrize("idle", [False, True])
@@ -282,17 +284,17 @@ def test_a_server_whose_place_was_taken_ends(
     fatal: list[BaseException] = []
     cutter = CommitCutter(postgres)
     with opened(postgres.url(schema, folder=cutter.folder), fatal.append) as first:
-        first.append([row(1)]).result(10)
+        first.append([row(1)]).result(DEADLINE_S)
         cutter.refusing = True
         wait_for(lambda: postgres.cut(schema), "the first session to be ended")
         with opened(postgres.url(schema)) as second:
-            second.append([row(2)]).result(10)
+            second.append([row(2)]).result(DEADLINE_S)
             cutter.refusing = False
             if not idle:
                 with pytest.raises(UnavailableError, match="another server has opened"):
-                    first.append([row(2)]).result(10)
+                    first.append([row(2)]).result(DEADLINE_S)
             wait_for(lambda: fatal, "the first to notice")
-            second.append([row(3)]).result(10)
+            second.append([row(3)]).result(DEADLINE_S)
             assert [r.seq for r in second.read("s")] == [1, 2, 3]
     assert isinstance(fatal[0], FailedPreconditionError)
     assert len(fatal) == 1
@@ -302,10 +304,10 @@ def test_a_server_whose_place_was_taken_ends(
 def test_a_writer_that_lost_its_lock_unseen_cannot_write(postgres: Cluster, schema: str) -> None:
     fatal: list[BaseException] = []
     with opened(postgres.url(schema), fatal.append) as store:
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
         postgres.execute("UPDATE writer SET token = 'another'", schema=schema)
         with pytest.raises(UnavailableError, match="another server has opened"):
-            store.append([row(2)]).result(10)
+            store.append([row(2)]).result(DEADLINE_S)
     assert len(fatal) == 1
     assert postgres.execute("SELECT max(seq) FROM events", schema=schema) == [(1,)]
 
@@ -322,8 +324,9 @@ def test_an_unknown_outcome_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dialect, "SILENCE_S", 0.5)
-    with opened(postgres.url(schema, folder=cutter.folder)) as store:
-        store.append([row(1)]).result(10)
+    url = postgres.url(schema, folder=cutter.folder)
+    with opened(url, opening_s=DEADLINE_S) as store:  # the machine, too, may be silent so long
+        store.append([row(1)]).result(DEADLINE_S)
         for number in range(1, 4):
             setattr(cutter, moment, True)
             first = store.append([row(2 * number), row(number, "t", "Zürich 🚀")])
@@ -340,7 +343,8 @@ def test_a_session_that_ends_within_an_append_is_a_broken_connection(
 ) -> None:
     """The driver hides what ended the session behind an error of its own."""
     monkeypatch.setattr(dialect, "SILENCE_S", 0.5)
-    with opened(postgres.url(schema, folder=cutter.folder)) as store:
+    url = postgres.url(schema, folder=cutter.folder)
+    with opened(url, opening_s=DEADLINE_S) as store:  # the machine, too, may be silent so long
         cutter.within = schema
         rows = [row(seq) for seq in range(1, 9)]
         store.append(rows).result(DEADLINE_S)
@@ -380,11 +384,11 @@ def test_foreign_rows_in_place_of_ours_are_fatal(
 def test_acknowledged_events_that_are_gone_are_fatal(postgres: Cluster, schema: str) -> None:
     fatal: list[BaseException] = []
     with opened(postgres.url(schema), fatal.append) as store:
-        store.append([row(1), row(2)]).result(10)
+        store.append([row(1), row(2)]).result(DEADLINE_S)
         postgres.execute("DELETE FROM events WHERE seq = 2", schema=schema)
         postgres.cut(schema)
         with pytest.raises(UnavailableError, match="has lost events that were acknowledged"):
-            store.append([row(1, "t")]).result(10)
+            store.append([row(1, "t")]).result(DEADLINE_S)
     assert isinstance(fatal[0], DataLossError)
 
 
@@ -393,10 +397,10 @@ def test_beyond_the_deadline_it_is_fatal(
 ) -> None:
     fatal: list[BaseException] = []
     with opened(postgres.url(schema, folder=cutter.folder), fatal.append, 0.3) as store:
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
         cutter.refusing = cutter.before = True
         with pytest.raises(UnavailableError, match="not reached again in time"):
-            store.append([row(2)]).result(10)
+            store.append([row(2)]).result(DEADLINE_S)
         with pytest.raises(UnavailableError, match="has failed"):
             store.read("s")
     assert len(fatal) == 1
@@ -423,9 +427,9 @@ def test_a_frozen_database_is_one_that_is_away(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(dialect, "SILENCE_S", 0.5)
-    monkeypatch.setattr(dialect, "READ_SILENCE_S", 0.5)
-    with opened(postgres.url(schema, connect_timeout="2")) as store:
-        store.append([row(1)]).result(10)
+    monkeypatch.setattr(dialect, "READ_SILENCE_S", 2.0)
+    with opened(postgres.url(schema, connect_timeout="2"), opening_s=DEADLINE_S) as store:
+        store.append([row(1)]).result(DEADLINE_S)
         assert len(store.read("s")) == 1
         with postgres.frozen():
             with pytest.raises(UnavailableError, match="PostgreSQL"):
@@ -435,10 +439,10 @@ def test_a_frozen_database_is_one_that_is_away(
             wait_for(lambda: store.trouble, "the writer to notice")
             assert "is away since 20" in store.trouble
             assert "has said nothing for 0.5 s" in store.trouble
-            began = time.monotonic()
-            with pytest.raises(UnavailableError, match="is away since"):
-                store.read("s")
-            assert time.monotonic() - began < 0.4, "nobody waits again for what is known"
+            with monkeypatch.context() as patch:  # nobody waits again for what is known
+                patch.setattr(store._engine, "connect", threading.Event().wait)
+                with pytest.raises(UnavailableError, match="is away since"):
+                    store.read("s")
             assert not pending.done()
         assert pending.result(DEADLINE_S) is None
         assert store.trouble == ""
@@ -452,7 +456,7 @@ def test_an_idle_store_notices_a_frozen_database(
 ) -> None:
     monkeypatch.setattr(dialect, "SILENCE_S", 0.3)
     monkeypatch.setattr(dialect.PostgresDatabase, "ping_s", 0.1)
-    with opened(postgres.url(schema)) as store:
+    with opened(postgres.url(schema), opening_s=DEADLINE_S) as store:
         with postgres.frozen():
             wait_for(lambda: store.trouble, "the writer to notice")
         wait_for(lambda: not store.trouble, "the writer to come back")
@@ -470,8 +474,8 @@ def test_a_database_that_never_commits_is_fatal_in_time(
     """As without the standby that a synchronous commit waits for: connecting works."""
     monkeypatch.setattr(dialect, "SILENCE_S", 0.3)
     fatal: list[BaseException] = []
-    with opened(postgres.url(schema), fatal.append, 1.0) as store:
-        store.append([row(1)]).result(10)
+    with opened(postgres.url(schema), fatal.append, 3.0, DEADLINE_S) as store:
+        store.append([row(1)]).result(DEADLINE_S)
         try:
             postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
             postgres.execute("SELECT pg_reload_conf()")
@@ -486,18 +490,18 @@ def test_a_database_that_never_commits_is_fatal_in_time(
 def test_a_slow_statement_is_undone_and_refused(
     postgres: Cluster, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialect, "STATEMENT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(dialect, "STATEMENT_TIMEOUT_S", 2.0)
     with opened(postgres.url(schema)) as store:
         postgres.execute(
             "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$; "
+            "$$ BEGIN PERFORM pg_sleep(600); RETURN NEW; END $$; "
             "CREATE TRIGGER doze BEFORE INSERT ON events EXECUTE FUNCTION doze()",
             schema=schema,
         )
         with pytest.raises(ResourceExhaustedError, match="statement timeout"):
-            store.append([row(1)]).result(10)
+            store.append([row(1)]).result(DEADLINE_S)
         postgres.execute("DROP FUNCTION doze CASCADE", schema=schema)
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
 
 
 # ---- a database that is away at the opening ----
@@ -517,7 +521,7 @@ def test_an_opening_waits_for_its_database(
         finally:
             postgres.start()
         store = opening.result(DEADLINE_S)
-    store.append([row(1)]).result(10)
+    store.append([row(1)]).result(DEADLINE_S)
     store.close()
     assert f"s more: {store._database.name}: " in tries()[0]
 
@@ -529,22 +533,22 @@ def test_an_opening_waits_for_a_bounded_time_and_not_for_what_waiting_cannot_cha
     nowhere = "postgresql:///state?host=/nowhere"
     with pytest.raises(UnavailableError, match="nowhere"):
         SqlStateStore(nowhere, never, opening_s=0.6)
-    assert 0.6 <= time.monotonic() - began < 3
+    assert 0.6 <= time.monotonic() - began < 30
     with opened(postgres.url(schema)):
         pass
     postgres.execute("UPDATE schema_version SET version = 7", schema=schema)
     began = time.monotonic()
     with pytest.raises(FailedPreconditionError, match="schema 7"):
-        SqlStateStore(postgres.url(schema), never, opening_s=60)
+        SqlStateStore(postgres.url(schema), never, opening_s=600)
     (tmp_path / "state.db").mkdir()
     with pytest.raises((UnavailableError, OSError)):
-        SqlStateStore(tmp_path / "state.db", never, opening_s=60)
-    assert time.monotonic() - began < 5
+        SqlStateStore(tmp_path / "state.db", never, opening_s=600)
+    assert time.monotonic() - began < 50
 
 
 def test_readers_survive_a_restart(postgres: Cluster, schema: str) -> None:
     with opened(postgres.url(schema)) as store:
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
         assert len(store.read("s")) == 1
         postgres.crash()
         assert len(store.read("s")) == 1
@@ -559,7 +563,7 @@ def test_readers_survive_a_restart(postgres: Cluster, schema: str) -> None:
 def test_rows_are_read_in_portions(postgres: Cluster, schema: str) -> None:
     with opened(postgres.url(schema)) as store:
         rows = [row(seq, body="x" * 100) for seq in range(1, 2 * state.CHUNK + 2)]
-        store.append(rows).result(10)
+        store.append(rows).result(DEADLINE_S)
         cursors: list[str] = []
 
         def note(_connection: Any, cursor: Any, *_rest: Any) -> None:
@@ -580,35 +584,35 @@ def test_what_was_undone_is_refused_and_the_store_lives_on(
     postgres: Cluster, schema: str, code: str, rule: str
 ) -> None:
     with opened(postgres.url(schema)) as store:
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
         postgres.execute(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.seq = 3 "
             f"THEN RAISE EXCEPTION 'undone' USING ERRCODE = '{code}'; END IF; RETURN NEW; END $$; "
             "CREATE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()",
             schema=schema,
         )
-        store.append([row(2)]).result(10)
+        store.append([row(2)]).result(DEADLINE_S)
         with pytest.raises(ResourceExhaustedError, match="undone") as refused:
-            store.append([row(3), row(1, "t")]).result(10)
+            store.append([row(3), row(1, "t")]).result(DEADLINE_S)
         assert refused.value.rule == rule
         assert store.streams() == ["s"]
         postgres.execute("DROP FUNCTION refuse CASCADE", schema=schema)
-        store.append([row(3), row(1, "t")]).result(10)
+        store.append([row(3), row(1, "t")]).result(DEADLINE_S)
 
 
 def test_somebody_who_works_on_the_table_is_not_waited_for_long(
     postgres: Cluster, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialect, "LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(dialect, "LOCK_TIMEOUT_S", 1.0)
     with opened(postgres.url(schema)) as store, postgres.connect(schema=schema) as other:
-        store.append([row(1)]).result(10)
+        store.append([row(1)]).result(DEADLINE_S)
         with other.transaction():
             other.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
             with pytest.raises(ResourceExhaustedError, match="lock timeout"):
-                store.append([row(2)]).result(10)
+                store.append([row(2)]).result(DEADLINE_S)
             with pytest.raises(UnavailableError, match="lock timeout"):
                 store.read("s")
-        store.append([row(2)]).result(10)
+        store.append([row(2)]).result(DEADLINE_S)
         assert len(store.read("s")) == 2
 
 
@@ -635,13 +639,13 @@ def test_a_full_disk_refuses_and_recovers(postgres: Cluster, schema: str) -> Non
             stored, refused = 0, 0
             while refused < 5:
                 futures = [store.append([row(stored + n, body="x" * 3000)]) for n in (1, 2, 3)]
-                done = [future.exception(10) for future in futures]
+                done = [future.exception(DEADLINE_S) for future in futures]
                 stored += sum(error is None for error in done)
                 refused += isinstance(done[0], ResourceExhaustedError)
                 assert len(store.read("s")) == stored
             assert stored > 50
             postgres.execute("DROP TABLE ballast", schema=schema)
-            store.append([row(stored + 1, body="x" * 3000)]).result(10)
+            store.append([row(stored + 1, body="x" * 3000)]).result(DEADLINE_S)
             assert [r.seq for r in store.read("s")] == list(range(1, stored + 2))
         postgres.execute(f"DROP SCHEMA {schema} CASCADE")
         postgres.execute("DROP TABLESPACE small")

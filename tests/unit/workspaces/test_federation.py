@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.unit.provisioning.test_scripts import STAND_IN, TEMPLATES, WAITING
+from tests.unit.provisioning.test_scripts import DEADLINE_S, STAND_IN, TEMPLATES, WAITING
 from workspaces import federation
 
 SUPERVISORS: "list[subprocess.Popen[bytes]]" = []
@@ -24,13 +24,12 @@ def kits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("KIT_LOG", str(tmp_path / "log"))
     monkeypatch.setattr(federation, "KITS", tmp_path / "kits")
     monkeypatch.setattr(federation, "SITES", ("site",))
-    monkeypatch.setattr(federation, "STOP_S", 5.0)
     provision(tmp_path / "kits")
     yield tmp_path / "kits"
     for process in federation.running():
         process.kill()
     while SUPERVISORS:
-        SUPERVISORS.pop().wait(timeout=5)
+        SUPERVISORS.pop().wait(timeout=DEADLINE_S)
 
 
 def provision(kits: Path) -> None:
@@ -55,12 +54,26 @@ def started(kits: Path) -> list[psutil.Process]:
                 start_new_session=True,
             )
         )
-    for _ in range(500):
-        if len(found := federation.running()) == 4:
-            time.sleep(0.1)  # the programs have set their traps
-            return found
+    until = time.monotonic() + DEADLINE_S
+    while not settled(found := federation.running(), kits):
+        assert time.monotonic() < until, f"only {found} run"
         time.sleep(0.01)
-    raise AssertionError(f"only {found} run")
+    return found
+
+
+def settled(found: list[psutil.Process], kits: Path) -> bool:
+    """Tell whether the programs have set their traps, and their supervisors wait for them."""
+    log = kits.parent / "log"
+    if len(found) != 4 or not log.exists() or len(log.read_text().splitlines()) != 2:
+        return False
+    return all(
+        len((kits / name / "daemon.pid").read_text().splitlines()) == 2
+        for name in ("server", "site")
+    ) and all(
+        len(psutil.Process(supervisor.pid).children()) == 1
+        and psutil.Process(supervisor.pid).status() == psutil.STATUS_SLEEPING
+        for supervisor in SUPERVISORS
+    )
 
 
 def test_down_stops_supervisors_and_programs(kits: Path) -> None:
@@ -68,7 +81,7 @@ def test_down_stops_supervisors_and_programs(kits: Path) -> None:
     started(kits)
     assert federation.down() == 0
     assert not federation.running()
-    assert [supervisor.wait(timeout=5) for supervisor in SUPERVISORS] == [0, 0]
+    assert [supervisor.wait(timeout=DEADLINE_S) for supervisor in SUPERVISORS] == [0, 0]
 
 
 def test_down_ends_what_runs_from_kits_that_were_made_anew(

@@ -60,7 +60,7 @@ def test_a_change_brings_a_picture_with_what_is_new(console, busy, in_hand):
         busy.update(3, answers={"a": "ok", "b": "declined: policy byoc"})
 
     first, second = asyncio.run(
-        asyncio.wait_for(pictures(console, in_hand, "amy", "dashboard_feed 3", 2, change), 5)
+        asyncio.wait_for(pictures(console, in_hand, "amy", "dashboard_feed 3", 2, change), 60)
     )
     assert "b declined: policy byoc" not in first["value"]["news"]
     assert second["value"]["news"] == ["b declined: policy byoc"]

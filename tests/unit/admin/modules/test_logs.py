@@ -264,7 +264,7 @@ def follow(control, tmp_path, monkeypatch):
                 argv=tuple(tokenise(words)),
             )
             monkeypatch.setattr("tests.unit.admin.conftest.CommandOrder", lambda **_: order)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await console.run(words)
 
         answer = asyncio.run(scene())
@@ -431,7 +431,7 @@ def test_nothing_is_taken_any_more_once_the_reader_has_gone(console, live, in_ha
     async def scene():
         in_hand("amy", "logs", "-f", "3")
         answer = console.server.execute(session_of("amy"), ["logs", "-f", "3"])
-        async with asyncio.timeout(20), aclosing(answer):
+        async with asyncio.timeout(60), aclosing(answer):
             assert "from a" in (await anext(answer))["text"]
             assert not live.logs.feed.closed
         assert live.logs.feed.closed

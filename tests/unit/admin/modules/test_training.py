@@ -102,7 +102,8 @@ def test_wait_tells_the_story_and_ends_with_the_run(console, control):
 
     async def main():
         waiting = asyncio.create_task(console.run("wait 3"))
-        await asyncio.sleep(0.05)
+        while not control.changed._waiters:
+            await asyncio.sleep(0.001)
         control.rounds[3] = [scored(0, 0.5), scored(1, None, closed="deadline", stragglers=("b",))]
         control.update(3, status="finished", ended="now", reason="all steps done")
         return await waiting

@@ -96,7 +96,9 @@ class Conversation:
             OSError: there can be no socket at this path.
         """
         self._secret_file = secret_file
-        self._server = await asyncio.start_unix_server(self._connected, path)
+        # Known before the first pause: whoever is cancelled there closes it.
+        self._server = await asyncio.start_unix_server(self._connected, path, start_serving=False)
+        await self._server.start_serving()
 
     @property
     def begun(self) -> bool:

@@ -86,6 +86,8 @@ class Endings:
         self._closing = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._deletions: set[asyncio.Task[bool]] = set()
+        self._deleting = asyncio.Lock()
+        """Held while one is deleted: the threads are there for everything else as well."""
 
     def begin(self, run: SiteRun | WaitingRun) -> None:
         """Begin to end a run: its tasks, its process, its results and its folder."""
@@ -138,9 +140,13 @@ class Endings:
         """Begin to delete what nobody needs; if this process ends first, the next one does it."""
         if self._closing.is_set():
             return
+
+        async def step() -> None:
+            async with self._deleting:
+                await asyncio.to_thread(remove, leftover)
+
         what = f"delete {leftover.name}"
-        work = self._insist(what, lambda: asyncio.to_thread(remove, leftover))
-        task = asyncio.create_task(work, name=what)
+        task = asyncio.create_task(self._insist(what, step), name=what)
         self._deletions.add(task)
         task.add_done_callback(self._deletions.discard)
 

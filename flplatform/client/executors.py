@@ -251,8 +251,8 @@ class RunProcess:
         conversation = Conversation(
             self._start_frame(), secret, self._on_phase, self._on_metric, note
         )
-        await conversation.listen(outside / SOCKET, outside / SECRET)
         self._resources.callback(conversation.close)
+        await conversation.listen(outside / SOCKET, outside / SECRET)
         what = f"{spec.processes} processes start" if spec.processes > 1 else "process starts"
         note(f"{what}, isolation {level.name}")
         self._tree = await ProcessTree.start(

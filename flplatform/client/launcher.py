@@ -105,6 +105,7 @@ def _wait(child: int, sweep: bool) -> NoReturn:
             pid, status = os.wait()
         code = os.waitstatus_to_exitcode(status)
         code = code if code >= 0 else 128 - code
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is killed in any case
     except _Stopped:
         code = 128 + signal.SIGTERM
         with contextlib.suppress(OSError):

@@ -78,28 +78,27 @@ class ProcessTree:
         # still holds its output open.
         read_end, write_end = os.pipe()
         output = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(read_end, "rb", 0)
-        )
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=write_end,
-                stderr=write_end,
-                env={**environment, MARK: mark},
-                cwd=folder,
-                start_new_session=True,
+        with os.fdopen(write_end, "wb", 0):
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(output), os.fdopen(read_end, "rb", 0)
             )
-        except BaseException as error:
-            transport.close()
-            if isinstance(error, RuntimeError) and "start new thread" in str(error):
-                raise ResourceExhaustedError(
-                    "no thread can be started", rule="processes"
-                ) from error
-            raise
-        finally:
-            os.close(write_end)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=write_end,
+                    stderr=write_end,
+                    env={**environment, MARK: mark},
+                    cwd=folder,
+                    start_new_session=True,
+                )
+            except BaseException as error:
+                transport.close()
+                if isinstance(error, RuntimeError) and "start new thread" in str(error):
+                    raise ResourceExhaustedError(
+                        "no thread can be started", rule="processes"
+                    ) from error
+                raise
         return cls(process, mark, asyncio.create_task(_pump(output, transport, on_output)))
 
     @property

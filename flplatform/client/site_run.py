@@ -10,7 +10,7 @@ from pathlib import Path
 from flplatform.client.box import Box, remove
 from flplatform.client.executors import Outcome, RunProcess, RunProcessCrashed, RunSpec
 from flplatform.client.policy import Plan
-from flplatform.client.retrying import persist
+from flplatform.client.retrying import is_of_space, persist
 from flplatform.client.run_log import Listener
 from flplatform.client.troubles import Troubles
 from flplatform.core.errors import (
@@ -86,7 +86,6 @@ class SiteRun:
         self._room = 0  # bytes that a try before was short of
         self.turn = asyncio.Lock()
         """Held while a task is at work, and until a trained state is settled."""
-        self.last_model: Path | None = None
 
     @property
     def run(self) -> int:
@@ -171,13 +170,15 @@ class SiteRun:
                     result = error
                 if isinstance(result, TaskFailure | RunProcessCrashed):
                     demand_room(self.folder, room)  # or this may be what it came from
+                self._room = 0
                 return result
-        except ResourceExhaustedError:
+        except ResourceExhaustedError as error:
             await self.abort()
             with explaining_shortage():
                 left = await in_thread(self._clear, work)
             if result is None:
-                self._room = max(self._room, 2 * left + SMALL_BYTES)  # the code's, and the copy
+                if is_of_space(error):  # for the code's, and the copy
+                    self._room = max(self._room, 2 * left + SMALL_BYTES)
                 raise
             demand_room(self.folder, room)
             return result  # it was the task's own leavings that took the room
@@ -198,39 +199,44 @@ class SiteRun:
         if self._process is not None and self._process.spent:
             await self.abort()
         if self._process is None:
-            job = self.package.job
-            spec = RunSpec(
-                run=self.run,
-                site=self._kit.identity.name,
-                folder=self.folder / PROCESS_FOLDER,
-                code=self.folder / CODE_FOLDER,
-                kit=self._kit.folder,
-                log=private_dir(self._kit.folder / "logs") / f"run-{self.run}.log",
-                state=self.state,
-                executor=job.executor,
-                args=job.args,
-                data=self.plan.data,
-                watch=job.watch,
-                environment=self.plan.environment,
-                environment_name=job.environment,
-                processes=self.plan.processes,
-                isolation=self.plan.isolation,
-                hidden=(self._kit.state_folder(),),
-                delta=job.updates == "delta",
-                partial=job.partial_updates,
-                on_lines=self._on_lines,
-            )
-            process = RunProcess(spec, on_phase=self.enter, on_metric=self._metric)
+            process = self._make_process()
             await process.start()
             self._process = process
         return self._process
+
+    def _make_process(self) -> RunProcess:
+        job = self.package.job
+        spec = RunSpec(
+            run=self.run,
+            site=self._kit.identity.name,
+            folder=self.folder / PROCESS_FOLDER,
+            code=self.folder / CODE_FOLDER,
+            kit=self._kit.folder,
+            log=private_dir(self._kit.folder / "logs") / f"run-{self.run}.log",
+            state=self.state,
+            executor=job.executor,
+            args=job.args,
+            data=self.plan.data,
+            watch=job.watch,
+            environment=self.plan.environment,
+            environment_name=job.environment,
+            processes=self.plan.processes,
+            isolation=self.plan.isolation,
+            hidden=(self._kit.state_folder(),),
+            delta=job.updates == "delta",
+            partial=job.partial_updates,
+            on_lines=self._on_lines,
+        )
+        return RunProcess(spec, on_phase=self.enter, on_metric=self._metric)
 
     def _metric(self, name: str, value: float, step: int | None) -> None:
         self._on_metric(self.run, self.round, name, value, step)
 
     async def close(self) -> None:
-        """End the run process for good."""
+        """End the run process for good, also one that a kill of this site has left."""
         self._closed = True
+        if self._process is None:
+            self._process = self._make_process()
         await self.abort()
 
     async def abort(self) -> None:

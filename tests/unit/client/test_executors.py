@@ -92,8 +92,8 @@ def train(model, context):
 
 def strays(seconds: str) -> list[int]:
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] == ["sleep", seconds] and process.status() != "zombie":
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if process.info["cmdline"] == ["sleep", seconds] and process.info["status"] != "zombie":
             found.append(process.pid)
     return found
 
@@ -104,7 +104,7 @@ def seconds():
     return f"{10**6 + os.getpid()}.{time.monotonic_ns()}"
 
 
-def eventually(condition, patience_s=5.0):
+def eventually(condition, patience_s=60.0):
     deadline = time.monotonic() + patience_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -237,9 +237,9 @@ def test_nothing_outlives_an_abort_or_a_crash(site, isolation, end, seconds):
         if end != "exit":
             assert eventually(lambda: len(strays(seconds)) == 2)
             began = time.monotonic()
-            await process.abort(0.5 if end == "deaf" else 30)
+            await process.abort(0.5 if end == "deaf" else 100)
             took = time.monotonic() - began
-            assert took >= 0.5 if end == "deaf" else took < 15
+            assert took >= 0.5 if end == "deaf" else took < 50
         with pytest.raises(RunProcessCrashed):
             await task
         assert left(process) == []
@@ -281,15 +281,13 @@ def test_the_end_of_the_parent_is_the_end_of_all(site, isolation, end, seconds):
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=Path.cwd())
     try:
-        assert eventually(
-            lambda: site.log.exists() and "strays are there" in site.log.read_text(), 20
-        )
+        assert eventually(lambda: site.log.exists() and "strays are there" in site.log.read_text())
         assert eventually(lambda: len(strays(seconds)) == 2)
     finally:
         parent.kill()
         parent.wait()
     process = RunProcess(spec)
-    assert left(process, 5) == []
+    assert left(process, 60) == []
     assert eventually(lambda: not strays(seconds))
     # Only a folder is left, for the successor to find, or for the site if there is none.
     (left_over,) = scratches(site)
@@ -315,16 +313,15 @@ def scratches(site):
 
 def test_hanging_up_ends_the_process_while_it_works(site, isolation):
     async def run():
-        code = "import time\ndef train(model, context):\n    time.sleep(1000)"
-        process = RunProcess(site.spec(code, isolation=isolation))
+        process = RunProcess(site.spec(SLEEPS, isolation=isolation))
         phases = []
         process._on_phase = phases.append
         await process.start(30)
         task = asyncio.create_task(site.do(process, "train", site.model()))
-        await asyncio.sleep(0.3)
+        await printed(site, "at work")
         process._conversation.close()
         with pytest.raises(RunProcessCrashed, match="exit status 113"):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 60)
         assert left(process) == []
         await process.abort()
 
@@ -529,7 +526,7 @@ def test_a_start_sweeps_what_a_predecessor_left(site):
             while not Path(f"/proc/{stray.pid}/environ").read_bytes():
                 await asyncio.sleep(0)
             async with running(spec):
-                assert stray.wait(20) == -signal.SIGKILL
+                assert stray.wait(60) == -signal.SIGKILL
 
     asyncio.run(run())
 
@@ -567,7 +564,7 @@ def test_the_temporary_folder_is_removed_beside_the_loop_and_awaited(site, monke
 
     def held_up(self):
         reached.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         close(self)
 
     monkeypatch.setattr(scratch.Scratch, "close", held_up)
@@ -578,13 +575,13 @@ def test_the_temporary_folder_is_removed_beside_the_loop_and_awaited(site, monke
         task = asyncio.create_task(site.do(process, "train", site.model()))
         await printed(site, "all there")
         aborting = asyncio.create_task(process.abort(1))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not reached.is_set():
                 await asyncio.sleep(0.01)
         assert not aborting.done()
         assert len(scratches(site)) == 1
         go_on.set()
-        await asyncio.wait_for(aborting, 20)
+        await asyncio.wait_for(aborting, 60)
         assert scratches(site) == []
         with pytest.raises(RunProcessCrashed):
             await task
@@ -630,7 +627,7 @@ def train(model, context):
 """
 
 
-@pytest.mark.parametrize(("code", "grace_s"), [(SLEEPS, 20.0), (DEAF, 0.2)], ids=["ends", "deaf"])
+@pytest.mark.parametrize(("code", "grace_s"), [(SLEEPS, 100.0), (DEAF, 0.2)], ids=["ends", "deaf"])
 def test_an_abort_without_descriptors_ends_all(site, isolation, code, grace_s):
     async def run():
         process = RunProcess(site.spec(code, isolation=isolation))
@@ -641,11 +638,11 @@ def test_an_abort_without_descriptors_ends_all(site, isolation, code, grace_s):
         assert len(found) >= 2
         with ends(found) as ended, no_descriptor() as release:
             aborting = asyncio.create_task(process.abort(grace_s))
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 while not ended():
                     await asyncio.sleep(0.02)
             release()
-            await asyncio.wait_for(aborting, 15)
+            await asyncio.wait_for(aborting, 60)
         with pytest.raises(RunProcessCrashed):
             await task
         assert left(process) == []
@@ -676,7 +673,7 @@ def test_a_start_that_fails_ends_what_it_finds_whatever_is_short(site, monkeypat
                 assert not starting.done()
                 assert stray.poll() is None
                 release()
-                await asyncio.wait({starting}, timeout=15)
+                await asyncio.wait({starting}, timeout=60)
                 kind = asyncio.CancelledError if cancels else ResourceExhaustedError
                 with pytest.raises(kind):
                     await starting

@@ -59,9 +59,9 @@ def test_a_withdrawn_task_has_not_failed_whatever_becomes_of_its_process(tmp_pat
         run = run_in(tmp_path)
         run._process = process = Process(abort)
         doing = asyncio.create_task(run.execute(TASK, None, tmp_path / "work"))
-        await asyncio.wait_for(process.at_work.wait(), 10)
+        await asyncio.wait_for(process.at_work.wait(), 60)
         doing.cancel()
-        await asyncio.wait([doing], timeout=10)
+        await asyncio.wait([doing], timeout=60)
         assert doing.cancelled()
         assert run._process is process  # the next end of the run tries again
 
@@ -85,9 +85,9 @@ def test_a_task_that_is_withdrawn_while_its_crashed_process_ends(tmp_path):
         run = run_in(tmp_path)
         run._process = Process(abort, crashes=True)
         doing = asyncio.create_task(run.execute(TASK, None, tmp_path / "work"))
-        await asyncio.wait_for(ending.wait(), 10)
+        await asyncio.wait_for(ending.wait(), 60)
         doing.cancel()
-        await asyncio.wait([doing], timeout=10)
+        await asyncio.wait([doing], timeout=60)
         assert doing.cancelled()
         assert calls == ["begun", "begun", "through"]
         assert run._process is None
@@ -125,5 +125,5 @@ def test_leftovers_are_counted_and_removed_whatever_their_links_name():
         if os.geteuid() == 0:
             os.chown(place, 65534, 65534)
         command = [sys.executable, "-c", AS_OWNER, str(place), str(locked)]
-        subprocess.run(command, check=True, cwd=ROOT, timeout=30)
+        subprocess.run(command, check=True, cwd=ROOT, timeout=60)
         locked.chmod(0o700)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 
 import pytest
 
@@ -10,7 +11,8 @@ from flplatform.client import ending, retrying, run_folders
 from flplatform.client import site_runs as module
 from flplatform.client.policy import Policy
 from flplatform.client.site_runs import SiteRuns
-from tests.unit.client.runs.world import at_work, end, play, settle, short
+from flplatform.files.threads import in_thread
+from tests.unit.client.runs.world import at_work, end, play, settle, short, until_deleted
 
 
 def test_the_end_of_a_run(world, processes):
@@ -145,6 +147,7 @@ def test_runs_that_wait_for_a_place_begin_one_by_one(world, processes, monkeypat
         # A run that ends while it waits for its place leaves no trace of that.
         runs.end(4, "aborted")
         await runs.until_ended(4)
+        assert processes.made.pop().state == "aborted"  # made for what a kill may have left
         await runs.accept(*world.offer(5, 5))
         gates[1].set()
         await runs.until_ended(1)
@@ -284,6 +287,55 @@ def test_what_a_run_leaves_elsewhere_is_swept_at_its_end(world, monkeypatch):
         await runs.accept(*world.offer())
         await end(runs, 1, "finished")
         assert swept == [(world.kit.folder, 1)]
+        await runs.close()
+
+    play(go())
+
+
+def test_what_a_kill_has_left_ends_with_its_run(world, accepted, processes):
+    """Also if the run ends before its process has been started again."""
+
+    async def go():
+        runs = world.runs()
+        await end(runs, 1, "aborted")
+        (process,) = processes.made
+        assert (process.spec.run, process.state) == (1, "aborted")
+        assert process.spec.folder == world.home / "run-1" / "process"
+        await runs.close()
+
+    play(go())
+
+
+def test_one_leftover_is_deleted_after_the_other(world, monkeypatch):
+    """The threads are there for everything else as well; one that stays holds up no other."""
+    names = [f".tmp-gone-{number}" for number in range(20)]
+    world.home.mkdir(parents=True)
+    for name in names:
+        (world.home / name).mkdir()
+    real, begun, go_on = ending.remove, [], threading.Event()
+
+    def slowly(path):
+        begun.append(path.name)
+        assert go_on.wait(60)
+        if begun.count(names[0]) == 1 and path.name == names[0]:
+            raise short(errno.EIO)
+        real(path)
+
+    monkeypatch.setattr(ending, "remove", slowly)
+
+    async def go():
+        runs = world.runs()
+        while not begun:
+            await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(30):
+                await in_thread(lambda: None)
+            assert len(begun) == 1
+        finally:
+            go_on.set()
+        await until_deleted(runs)
+        assert sorted(begun) == sorted([*names, names[0]])
+        assert not list(world.home.iterdir())
         await runs.close()
 
     play(go())

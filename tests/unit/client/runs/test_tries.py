@@ -25,7 +25,8 @@ def test_a_process_that_is_starting_is_ended_too(world, processes, how):
         await (end(runs, 1, "aborted") if how == "end" else runs.close())
         processes.gate.set()
         await settle()
-        assert [process.state for process in processes.made] == ["cancelled"]
+        assert processes.made[0].state == "cancelled"
+        assert all(process.state == "aborted" for process in processes.made[1:])
 
     play(go())
 
@@ -235,6 +236,34 @@ def test_what_did_not_fit_is_demanded_before_the_next_try(world, processes, monk
         monkeypatch.setattr(processes, "execute", full)
         assert await at_work(runs, 1).execute(TASK, None, world.folder / "work") == "done"
         assert demanded == [site_run.SMALL_BYTES, 10_000_000 + site_run.SMALL_BYTES]
+        assert await at_work(runs, 1).execute(TASK, None, world.folder / "work") == "done"
+        assert demanded[2:] == [site_run.SMALL_BYTES]  # it fitted: that is over
+        await runs.close()
+
+    play(go())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_what_a_try_leaves_is_demanded_only_if_it_came_for_want_of_space(
+    world, processes, monkeypatch, number
+):
+    async def fail(self, task, model, work):
+        monkeypatch.setattr(processes, "execute", done)
+        (box_of(at_work(runs, 1)) / "state.bin").write_bytes(bytes(5_000_000))
+        raise short(number)
+
+    async def done(self, task, model, work):
+        return "done"
+
+    demanded: list[int] = []
+    runs = world.runs()
+
+    async def go():
+        await runs.accept(*world.offer())
+        monkeypatch.setattr(site_run, "demand_room", lambda _, count: demanded.append(count))
+        monkeypatch.setattr(processes, "execute", fail)
+        assert await at_work(runs, 1).execute(TASK, None, world.folder / "work") == "done"
+        assert demanded == [site_run.SMALL_BYTES] * 2
         await runs.close()
 
     play(go())

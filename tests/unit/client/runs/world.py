@@ -154,7 +154,7 @@ class World:
 
 def play(coroutine):
     async def bounded():
-        return await asyncio.wait_for(coroutine, 20)
+        return await asyncio.wait_for(coroutine, 60)
 
     return asyncio.run(bounded())
 

@@ -23,7 +23,7 @@ from flplatform.core.errors import InvalidArgumentError, ResourceExhaustedError
 from flplatform.files.durable import PRIVATE_DIR, PRIVATE_FILE, private_dir
 from flplatform.files.removal import empty, remove
 
-__all__ = ["MODEL_FILE", "Box", "copy_folder", "remove"]
+__all__ = ["MODEL_FILE", "Box", "copy_folder", "link", "remove"]
 
 MODEL_FILE = "model.safetensors"
 MAX_DEPTH = 64
@@ -50,7 +50,7 @@ class Box:
         """
         self.clear()
         if model is not None:
-            _link(model, self.inbox / MODEL_FILE)
+            link(model, self.inbox / MODEL_FILE)
         private_dir(self.box / STATE_FOLDER)
         if state is not None:
             copy_folder(state, self.box / STATE_FOLDER, max_state_bytes)
@@ -201,7 +201,7 @@ def _copy_bytes(source: int, target: int, count: int) -> None:
         count -= copied
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Show a file under another name; by a copy if the file system cannot."""
     try:
         target.hardlink_to(source)

@@ -36,7 +36,7 @@ def prepare(
         work: holds the model, and the update beside it if there is one.
         outcome: names both; None comes back if it has no model.
         base: the model that filters compare with and changes count from: the one that was trained
-            from, or for the best local model the last one that was received for training.
+            from, see `state.base_of`.
         filters: of the site's policy.
         task: names the codec.
 
@@ -90,7 +90,7 @@ def _filter(path: Path, base: Path | None, filters: Sequence[Component], drafts:
         return path
     if base is None:
         raise FailedPreconditionError(
-            "no model was received since this site's restart that filters could compare with",
+            "this site has kept no model that filters could compare with",
             rule="policy filters",
         )
     for item in filters:

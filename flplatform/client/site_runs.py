@@ -325,11 +325,10 @@ class SiteRuns:
         return dict(Counter(self._places().values()))
 
     def needed_blobs(self) -> set[str]:
-        """Return the digests that the runs in hand need again: packages, and filters' bases."""
-        bases = {f"blake3:{run.last_model.name}" for run in self._runs.values() if run.last_model}
+        """Return the digests of the packages, which the runs in hand need again."""
         waiting = {run.record.digest for run in self._waiting.values() if run.record}
         packages = {run.record.digest for run in self._runs.values()} | waiting
-        return bases | packages | self._starts.packages
+        return packages | self._starts.packages
 
     def all(self) -> list[SiteRun]:
         """Return all accepted runs that can work, in order."""

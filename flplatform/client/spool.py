@@ -35,6 +35,7 @@ from flplatform.core.messages import ModelRef, TaskId
 from flplatform.core.strict import Strict, parse_json
 from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import fsync_dir, private_dir, sync, write_atomic
+from flplatform.files.shortage import explaining_shortage
 
 log = logging.getLogger(__name__)
 
@@ -131,22 +132,45 @@ class Spool:
     def entries(self) -> list[SpooledResult]:
         """Return all results that wait for an answer, in order of their task ids.
 
-        Raises:
-            DataLossError: an entry is damaged.
+        A damaged one is passed over: `get` tells of it when its task is offered.
         """
+        found = []
         with self._lock:
-            found = [_read(entry) for entry in self._entries.iterdir()]
+            for entry in self._entries.iterdir():
+                try:
+                    found.append(_read(entry))
+                except DataLossError as error:
+                    log.warning("%s is passed over: %s", entry.name, error)
         return sorted(found, key=lambda result: result.task_id)
 
     def get(self, task_id: TaskId) -> SpooledResult | None:
         """Return the result of a task, if it waits for an answer.
 
+        What its run has settled before is current then: the task may begin from it.
+
         Raises:
             DataLossError: the entry is damaged.
+            OSError: a settled state cannot be made current now.
         """
         with self._lock:
+            self._adopt_all(task_id.run)
             entry = self._entry(task_id)
             return _read(entry) if entry.exists() else None
+
+    def give_up(self, task_id: TaskId) -> None:
+        """Delete what `get` cannot read: the result of a task, or what its run has settled before.
+
+        Raises:
+            OSError: the disk refused; the rest is deleted at the next call.
+        """
+        try:
+            with self._lock:
+                if self._entry(task_id).exists():
+                    self._discard(self._entry(task_id))
+                    fsync_dir(self._entries)
+                self._discard_settled(task_id.run)
+        finally:
+            self._empty_trash()
 
     def is_whole(self, result: SpooledResult) -> bool:
         """Return whether the model of a result is here, byte for byte, if it has one.
@@ -190,10 +214,10 @@ class Spool:
         try:
             with self._lock:
                 for entry in self._entries.iterdir():
-                    if entry.name.split(",")[0] == str(run):
+                    if _is_of(entry, run):
                         self._discard(entry)
                 fsync_dir(self._entries)
-                self._adopt_all()
+                self._discard_settled(run)
         finally:
             self._empty_trash()
 
@@ -201,7 +225,7 @@ class Spool:
         return self._entries / str(task_id).replace("/", ",")
 
     def _settle(self, task_id: TaskId, state: Path | None) -> None:
-        self._adopt_all()
+        self._adopt_all(task_id.run)
         entry = self._entry(task_id)
         if not entry.exists():
             raise NotFoundError(f"task {task_id} has no result here")
@@ -213,12 +237,31 @@ class Spool:
         else:
             self._discard(entry)
         fsync_dir(self._entries)
-        self._adopt_all()
+        self._adopt_all(task_id.run)
 
-    def _adopt_all(self) -> None:
+    def _adopt_all(self, run: int | None = None) -> None:
+        """Make all settled states current; what the disk refuses one of another run waits.
+
+        Raises:
+            OSError: it refused one of `run`.
+        """
         for settled in self._adopting.iterdir():
-            self._adopt(settled)
-            self._discard(settled)
+            try:
+                try:
+                    self._adopt(settled)
+                except ConfigError as error:
+                    log.error("the state of %s is lost: %s", settled.name, error)
+                self._discard(settled)
+            except OSError as error:
+                if _is_of(settled, run):
+                    raise
+                log.warning("the state of %s waits: %s", settled.name, error)
+
+    def _discard_settled(self, run: int) -> None:
+        for settled in self._adopting.iterdir():
+            if _is_of(settled, run):
+                self._discard(settled)
+        fsync_dir(self._adopting)
 
     def _empty_trash(self) -> None:
         """Delete what is in the trash and not being deleted already; what refuses stays there."""
@@ -260,6 +303,10 @@ class Spool:
         os.rename(folder, self._trash / secrets.token_hex(8))
 
 
+def _is_of(entry: Path, run: int | None) -> bool:
+    return entry.name.split(",")[0] == str(run)
+
+
 def _listed(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
@@ -285,13 +332,15 @@ def _read(entry: Path) -> SpooledResult:
     """Read an entry.
 
     Raises:
-        DataLossError: it is not what was written.
+        DataLossError: it is not what was written, or cannot be read.
+        ResourceExhaustedError: this machine is short of what reading takes.
     """
     path = entry / RESULT
     try:
-        file = parse_json(_ResultFile, path.read_bytes(), str(path))
-        task_id = TaskId.parse(file.task_id)
-        size = (entry / RESULT_FILE).stat().st_size if file.digest else 0
+        with explaining_shortage():
+            file = parse_json(_ResultFile, path.read_bytes(), str(path))
+            task_id = TaskId.parse(file.task_id)
+            size = (entry / RESULT_FILE).stat().st_size if file.digest else 0
     except (OSError, ConfigError, InvalidArgumentError) as error:
         raise DataLossError(f"{path}: {error}") from None
     if size != file.size:
@@ -309,7 +358,11 @@ def _read(entry: Path) -> SpooledResult:
 
 def _fsync_tree(folder: Path) -> None:
     """Make files and folders durable, the innermost first; links are entries of their folder."""
-    for parent, _, names in os.walk(folder, topdown=False):
+
+    def refuse(error: OSError) -> None:
+        raise error  # else a folder that cannot be listed is passed over
+
+    for parent, _, names in os.walk(folder, topdown=False, onerror=refuse):
         for name in names:
             path = Path(parent, name)
             if stat.S_ISREG(path.lstat().st_mode):

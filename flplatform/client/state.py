@@ -3,6 +3,7 @@
     <n>/user/              `context.state_dir`, as the last accepted train task left it
     <n>/best.safetensors   the best local model so far; the last one if the job watches no metric
     <n>/best.json          its round, metrics and examples
+    <n>/base.safetensors   the model that the last accepted train task began from
 
 where `<n>` counts the accepted train tasks; the highest is current, and never written again. The
 job's code gets copies of its own folder and never sees the others: they are kept by the parent,
@@ -12,7 +13,7 @@ and a best model that stays the best is linked, not copied, from one number to t
 from pathlib import Path
 from typing import Literal
 
-from flplatform.client.box import Box
+from flplatform.client.box import Box, link
 from flplatform.client.frames import RESULT_FILE, STATE_FOLDER
 from flplatform.core.errors import InvalidArgumentError
 from flplatform.core.job import Watch
@@ -22,6 +23,7 @@ from flplatform.files.durable import private_dir, write_atomic
 USER_STATE = "user"
 BEST_MODEL = "best.safetensors"
 BEST_SCORE = "best.json"
+BASE_MODEL = "base.safetensors"
 
 
 class LocalScore(Strict):
@@ -88,13 +90,38 @@ def collect(
 def submit(current: Path | None, work: Path) -> LocalScore | None:
     """Put the best local model into `work` and return its score, or None if there is none.
 
+    What it is compared with before it is sent comes with it, see `base_of`.
+
     Raises:
         ConfigError: its score is damaged.
     """
     score = _best_score(current)
     if current is not None and score is not None:
         (work / RESULT_FILE).hardlink_to(current / BEST_MODEL)
+        if (current / BASE_MODEL).exists():  # a release before this one kept none
+            (work / BASE_MODEL).hardlink_to(current / BASE_MODEL)
     return score
+
+
+def base_of(work: Path, model: Path | None) -> Path | None:
+    """Return what a task's result is compared with: its model, or what `submit` has brought.
+
+    The model stays with the state that the task leaves, if it leaves one.
+
+    Args:
+        work: what the task has left.
+        model: what it was given.
+
+    Raises:
+        OSError: the disk refused; the same call again goes on from there.
+    """
+    if model is None:
+        return work / BASE_MODEL if (work / BASE_MODEL).exists() else None
+    if (work / STATE_FOLDER).is_dir():
+        kept = work / STATE_FOLDER / BASE_MODEL
+        kept.unlink(missing_ok=True)
+        link(model, kept)
+    return model
 
 
 def _best_score(current: Path | None) -> LocalScore | None:

@@ -1,7 +1,7 @@
-"""Tasks at a site: fetch, download, have them done, spool, upload, submit, settle.
+"""Tasks at a site: fetch, download, have them done, spool, answer.
 
-A result is in the spool before it is sent, and is sent byte for byte until the server has
-answered: filters run once, and nothing is trained again because a wire broke.
+A result is in the spool before it is sent: filters run once, and nothing is trained again because
+a wire broke.
 """
 
 import asyncio
@@ -12,32 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from flplatform.client.answering import Answers
 from flplatform.client.cache import BlobCache, CachedBlobs
 from flplatform.client.executors import JobCodeError, Outcome, RunProcessCrashed
 from flplatform.client.outgoing import prepare
-from flplatform.client.resuming import WaitingRun
 from flplatform.client.session import WAITING_CALL_S, Session
 from flplatform.client.site_run import SiteRun
 from flplatform.client.site_runs import SiteRuns
 from flplatform.client.spool import Spool, SpooledResult
+from flplatform.client.state import base_of
 from flplatform.client.troubles import Troubles
 from flplatform.core.config import SitePolicy
-from flplatform.core.errors import (
-    AlreadyExistsError,
-    DataLossError,
-    FailedPreconditionError,
-    FLError,
-    InvalidArgumentError,
-    NotFoundError,
-    PermissionDeniedError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
+from flplatform.core.errors import FLError, PermissionDeniedError, ResourceExhaustedError
 from flplatform.core.messages import TRAIN, ModelRef, Task, TaskFailure, TaskId
 from flplatform.files.counters import Counters
 from flplatform.files.durable import private_dir
 from flplatform.files.threads import in_thread
-from flplatform.rpc.transfers import send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -67,11 +57,12 @@ class TaskLoop:
         self.policy = policy
         self._work = private_dir(work)
         self._workers: dict[str, asyncio.Task[bool]] = {}
-        self._answering: set[str] = set()
         self._stopping: set[str] = set()
         """Cancelled, and not over: job code may take its time."""
         self._withdrawn: set[str] = set()
         self.counters = Counters()
+        self._answers = Answers(session, runs.held, spool, self.counters)
+        self._persist = self._answers.persist
         self._cache = BlobCache(session, blobs, cache_bytes, runs.needed_blobs, self.counters)
 
     async def run(self) -> None:
@@ -83,7 +74,7 @@ class TaskLoop:
             return self._spool.entries()
 
         for entry in await self._session.persist("read the spool", lambda: in_thread(clear)):
-            self._begin(entry.task_id, partial(self._submit, entry))
+            self._begin(entry.task_id, partial(self._answers.submit, entry))
         await self._session.repeat("get tasks", self._step)
 
     async def close(self) -> None:
@@ -106,28 +97,9 @@ class TaskLoop:
         Raises:
             FLError: the server refused.
         """
-        noted = troubles or Troubles()
-        return await self._session.persist(
-            f"download {blob.digest}", lambda: noted.watch(lambda: self._cache.fetch(blob))
+        return await self._persist(
+            f"download {blob.digest}", lambda: self._cache.fetch(blob), troubles or Troubles()
         )
-
-    async def _persist(self, what: str, step: Callable[[], Awaitable[T]], troubles: Troubles) -> T:
-        """Do a step of a task until it is answered; how it fails is noted in `troubles`.
-
-        A refusal because the site is disabled is no answer: what it has done is not lost. A task
-        that was settled meanwhile is told from that once the site is enabled; if the run has
-        ended, `GetTask` says so.
-        """
-
-        async def enabled() -> T:
-            try:
-                return await step()
-            except PermissionDeniedError as error:
-                if error.rule != "disabled":
-                    raise
-                raise UnavailableError(error.message, hint=error.hint) from None
-
-        return await self._session.persist(what, lambda: troubles.watch(enabled))
 
     async def _step(self) -> None:
         self._runs.news.clear()
@@ -144,7 +116,7 @@ class TaskLoop:
                 self._runs.end(ended.run, ended.status)
         offered = {task.id: _read(task) for task in reply.tasks}
         self._withdrawn = set(self._workers) - set(offered)
-        for task_id in self._withdrawn - self._answering:  # else the answer settles the state
+        for task_id in self._withdrawn - self._answers.begun:  # else the answer settles the state
             if self._cancel(task_id):
                 log.info("task %s is withdrawn", task_id)
         short = any(run.troubles.short_of_space for run in self._runs.all())
@@ -194,7 +166,7 @@ class TaskLoop:
 
         def done(ended: asyncio.Task[bool]) -> None:
             del self._workers[key]
-            self._answering.discard(key)
+            self._answers.begun.discard(key)
             self._stopping.discard(key)
             unanswered = ended.cancelled() or not ended.result()
             if unanswered and key not in self._withdrawn:
@@ -207,12 +179,11 @@ class TaskLoop:
     async def _do(self, task: Task) -> None:
         task_id = task.id
         await self._wait([key for key in self._of(task_id.run) if key in self._stopping])
-        spooled = partial(in_thread, self._spool.get, task_id)
-        if entry := await self._persist(f"look for {task_id}", spooled, Troubles()):
-            return await self._submit(entry)
+        if entry := await self._answers.spooled(task_id):
+            return await self._answers.submit(entry)
         run = await self._runs.ready(task_id.run)
         if run is None:
-            return await self._fail(
+            return await self._answers.fail(
                 task_id, TaskFailure(f"this site does not have run {task_id.run}; see its log")
             )
         try:
@@ -232,8 +203,8 @@ class TaskLoop:
         if isinstance(outcome, TaskFailure):
             log.warning("task %s failed: %s", task_id, outcome.error)
             run.troubles.note(f"task {task_id}: {outcome.error}")
-            return await self._fail(task_id, outcome)
-        return await self._submit(outcome)
+            return await self._answers.fail(task_id, outcome)
+        return await self._answers.submit(outcome)
 
     async def _produce(self, run: SiteRun, task: Task) -> SpooledResult | TaskFailure:
         _demand_signed(run, task)
@@ -241,8 +212,6 @@ class TaskLoop:
         if task.model:
             run.enter("downloading")
             model = await self._fetch_model(task, run)
-            if task.id.kind == TRAIN:
-                run.last_model = model
         work = self._work / str(task.id).replace("/", "-")
         try:
             outcome = await run.execute(task, model, work)
@@ -261,10 +230,16 @@ class TaskLoop:
         self, run: SiteRun, task: Task, outcome: Outcome, model: Path | None, work: Path
     ) -> SpooledResult:
         """Make what is sent of what the run process made, outside its reach, and spool it."""
-        base, policy = model or run.last_model, self.policy
-        blob = await self._make(
-            run, task, lambda: prepare(work, outcome, base, policy.filters, task)
-        )
+        policy = self.policy
+
+        def make() -> ModelRef | None:
+            return prepare(work, outcome, base_of(work, model), policy.filters, task)
+
+        async def commit() -> None:
+            with self._answers.committing(task.id):
+                await in_thread(self._spool.commit, entry, work)
+
+        blob = await self._make(run, task, partial(in_thread, make))
         examples = outcome.examples
         if blob and policy.max_examples is not None:
             examples = min(examples, policy.max_examples)
@@ -277,116 +252,15 @@ class TaskLoop:
             received_examples=outcome.received_examples,
             trained_from=task.model.digest if task.model and blob else "",
         )
-        await self._make(run, task, lambda: self._spool.commit(entry, work))
+        await self._make(run, task, commit)
         return entry
 
-    async def _make(self, run: SiteRun, task: Task, work: Callable[[], T]) -> T:
-        """Do `work` in a thread, again while this machine is short of what it takes."""
+    async def _make(self, run: SiteRun, task: Task, step: Callable[[], Awaitable[T]]) -> T:
+        """Do a step, again while this machine is short of what it takes."""
         size = task.model.size if task.model else 0
-
-        async def step() -> T:
-            return await self._cache.with_room(size, lambda: in_thread(work))
-
-        return await self._persist(str(task.id), step, run.troubles)
-
-    # ---- answering ----
-
-    async def _submit(self, entry: SpooledResult) -> None:
-        """Send a spooled result until the server has settled it."""
-        self._answering.add(str(entry.task_id))
-        run = self._runs.held(entry.task_id.run)
-        if run and entry.task_id.kind == TRAIN:
-            async with run.turn:  # the next task must start from the state that this one brings
-                return await self._settle(entry, run)
-        return await self._settle(entry, run)
-
-    async def _settle(self, entry: SpooledResult, run: SiteRun | WaitingRun | None) -> None:
-        troubles = run.troubles if run else Troubles()
-        if run:
-            run.enter("uploading")
-        adopt = False
-        lost: DataLossError | None = None
-        try:
-            await self._persist(f"submit {entry.task_id}", lambda: self._send(entry), troubles)
-            adopt = True
-            self.counters.add("tasks_done")
-        except (AlreadyExistsError, FailedPreconditionError, NotFoundError) as error:
-            log.info("task %s: %s", entry.task_id, error)
-        except (InvalidArgumentError, PermissionDeniedError) as error:
-            log.warning("task %s: the server refused the result: %s", entry.task_id, error)
-            await self._fail(entry.task_id, TaskFailure(f"the server refused it: {error}"))
-        except (DataLossError, FileNotFoundError) as error:
-            is_whole = partial(in_thread, self._spool.is_whole, entry)
-            if await self._persist(f"read {entry.task_id}", is_whole, troubles):
-                # Then it is the server's loss.
-                await self._fail(entry.task_id, TaskFailure(f"the server cannot use it: {error}"))
-            else:
-                lost = DataLossError(f"its result is lost and made again: {error}")
-                log.error("task %s: %s", entry.task_id, lost)
-        state = run.state if run and adopt else None
-
-        async def settle() -> None:
-            try:
-                await in_thread(self._spool.settle, entry.task_id, state)
-            except NotFoundError:
-                pass  # done by the try before, or the run has ended
-            except OSError as error:
-                raise UnavailableError(f"the spool cannot be written: {error}") from error
-
-        # Whatever the disk says: the next task would start from the state before this one's.
-        await self._persist(f"settle {entry.task_id}", settle, troubles)
-        if run:
-            run.enter("idle")
-        if lost:
-            raise lost
-
-    async def _send(self, entry: SpooledResult) -> None:
-        task_id = str(entry.task_id)
-        if entry.blob:
-            blob, path = entry.blob, self._spool.file(entry.task_id)
-            try:
-                await self._session.transfer(
-                    lambda channel, token: send_blob(channel, path, blob, task_id, token=token)
-                )
-                self.counters.add("sent_bytes", amount=blob.size)
-            except (FailedPreconditionError, NotFoundError) as error:
-                # The task may be settled by this very result, its acknowledgement lost.
-                log.debug("upload for %s: %s", task_id, error)
-        request = pb.SubmitResultRequest(
-            task_id=task_id,
-            result=pb.TaskOutcome(
-                blob=pb.Blob(digest=entry.blob.digest, size=entry.blob.size)
-                if entry.blob
-                else None,
-                examples=entry.examples,
-                metrics=entry.metrics,
-                received=entry.received,
-                received_examples=entry.received_examples,
-                trained_from=entry.trained_from,
-            ),
+        return await self._persist(
+            str(task.id), lambda: self._cache.with_room(size, step), run.troubles
         )
-        try:
-            await self._session.training("SubmitResult", request)
-        except FailedPreconditionError as error:
-            if error.rule == "upload_first":
-                raise ResourceExhaustedError("the server has lost the uploaded bytes") from None
-            raise
-
-    async def _fail(self, task_id: TaskId, failure: TaskFailure) -> None:
-        self._answering.add(str(task_id))
-        self.counters.add("tasks_failed")
-        request = pb.SubmitResultRequest(
-            task_id=str(task_id),
-            failure=pb.TaskFailure(error=failure.error, traceback=failure.traceback),
-        )
-        try:
-            await self._persist(
-                f"report failure of {task_id}",
-                lambda: self._session.training("SubmitResult", request),
-                Troubles(),
-            )
-        except FLError as error:
-            log.info("failure of %s: %s", task_id, error)
 
 
 def _read(offer: pb.Task) -> Task:

@@ -88,10 +88,11 @@ class PartFile:
             handle = os.open(self.part, flags, PRIVATE_FILE)
         self._file = FileIO(handle, "r+b")
         try:
-            while chunk := self._file.read(STEP_BYTES):
-                self._check(chunk)
-                self._count(chunk)
-        except InvalidArgumentError:
+            with explaining_shortage():
+                while chunk := self._file.read(STEP_BYTES):
+                    self._check(chunk)
+                    self._count(chunk)
+        except (InvalidArgumentError, OSError):  # the same sector would stay bad for ever
             self._file.truncate(0)
             self._file.seek(0)
             self._offset = 0
@@ -161,20 +162,24 @@ class PartFile:
 
     def suspend(self) -> None:
         """Keep what was received, so that the transfer can resume."""
-        if self._file is not None:
-            if self._set_aside > self._file.tell():  # gives back what was set aside, not used
+        file, self._file = self._file, None
+        try:
+            if file is not None:
                 with suppress(OSError):
-                    self._file.truncate(self._file.tell())
-            self._file.close()
-            self._file = None
-        self._release(self)
+                    if self._set_aside > file.tell():  # gives back what was set aside, not used
+                        file.truncate(file.tell())
+                file.close()
+        finally:
+            self._release(self)
 
     def discard(self) -> None:
         """Forget what was received."""
-        if self._file is not None and self.part is not None:
-            self.part.unlink(missing_ok=True)
-            self._set_aside = 0
-        self.suspend()
+        try:
+            if self._file is not None and self.part is not None:
+                self.part.unlink(missing_ok=True)
+                self._set_aside = 0
+        finally:
+            self.suspend()
 
     def _make_room(self, count: int) -> None:
         if self._offset + count <= self._set_aside or not self._can_set_aside:

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -12,7 +13,12 @@ import pytest
 from flplatform.client import spool as module
 from flplatform.client.spool import Spool, SpooledResult
 from flplatform.client.state import current_state
-from flplatform.core.errors import AlreadyExistsError, DataLossError, NotFoundError
+from flplatform.core.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
 from flplatform.core.messages import ModelRef, TaskId
 
 TASK = TaskId(7, 1, "train", "site-1")
@@ -264,7 +270,7 @@ class Slow:
     def __call__(self, *args, **kwargs):
         if self._first.acquire(blocking=False):
             self.begun.set()
-            assert self.may_go_on.wait(20)
+            assert self.may_go_on.wait(60)
         return self._real(*args, **kwargs)
 
 
@@ -290,7 +296,7 @@ def test_nobody_waits_for_what_takes_its_time(tmp_path, run, monkeypatch, where,
     with ThreadPoolExecutor(2) as threads:
         try:
             taking = threads.submit(work, spool, run, left)
-            assert slow.begun.wait(10)
+            assert slow.begun.wait(60)
             threads.submit(spool.commit, result(other), mine).result(10)
             assert threads.submit(spool.get, other).result(10) == result(other)
             assert result(other) in threads.submit(spool.entries).result(10)
@@ -317,4 +323,109 @@ def test_a_settled_state_is_current_though_what_it_leaves_cannot_be_deleted(
     assert counter(run) == "newer"
     assert "is deleted later" in caplog.text
     spool.drop_run(9)
+    assert_clean(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    """What lies in it would count as durable, and nobody has synced it."""
+    spool, work, real = Spool(tmp_path / "spool"), make_work(tmp_path), os.scandir
+
+    def scandir(path):
+        if Path(path).name == "user":
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        with pytest.raises(OSError, match="too many"):
+            spool.commit(result(), work)
+    assert spool.entries() == []
+    spool.commit(result(), work)
+    assert spool.entries() == [result()]
+
+
+OTHER = TaskId(8, 1, "train", "site-1")
+
+
+@pytest.fixture
+def on_its_way(tmp_path, run, monkeypatch):
+    """The target file of a result of run 7 that was settled, and killed before it was current."""
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    spool.commit(result(OTHER), make_work(tmp_path))
+    (tmp_path / "runs" / "run-8").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(spool, "_adopt", None)
+        with pytest.raises(TypeError):
+            spool.settle(TASK, run / "state")
+    return tmp_path / "spool" / "adopting" / "7,1,train,site-1" / "target.json"
+
+
+def test_a_settled_state_that_is_damaged_is_told_and_dropped(tmp_path, run, on_its_way, caplog):
+    """Else no result of any run would be settled any more, and the site not start."""
+    on_its_way.write_bytes(bytes(40))
+    spool = Spool(tmp_path / "spool")
+    assert "the state of 7,1,train,site-1 is lost" in caplog.text
+    assert counter(run) == "old"
+    spool.settle(OTHER, tmp_path / "runs" / "run-8" / "state")
+    assert counter(tmp_path / "runs" / "run-8") == "new"
+    assert_clean(tmp_path)
+
+
+def test_a_settled_state_that_cannot_be_read_now_holds_up_its_own_run(
+    tmp_path, run, on_its_way, monkeypatch
+):
+    real = Path.read_bytes
+
+    def read_bytes(self):
+        if self == on_its_way:
+            raise OSError(errno.EIO, "broken")
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        spool = Spool(tmp_path / "spool")
+        spool.settle(OTHER, tmp_path / "runs" / "run-8" / "state")
+        assert counter(tmp_path / "runs" / "run-8") == "new"
+        spool.drop_run(9)
+        with pytest.raises(OSError, match="broken"):
+            spool.get(NEXT)  # it would begin from the state before
+    assert spool.get(NEXT) is None
+    assert counter(run) == "new"
+    spool.drop_run(9)  # empties the trash
+    assert_clean(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "drop", [lambda spool: spool.give_up(NEXT), lambda spool: spool.drop_run(7)]
+)
+def test_a_settled_state_that_can_never_be_read_can_be_given_up(
+    tmp_path, run, on_its_way, monkeypatch, drop
+):
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=OSError(errno.EIO, "broken")))
+    spool = Spool(tmp_path / "spool")
+    drop(spool)
+    assert spool.get(NEXT) is None
+    assert counter(run) == "old"
+    assert_clean(tmp_path)
+
+
+def test_a_result_that_cannot_be_read_for_a_shortage_is_kept(tmp_path, monkeypatch):
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", Mock(side_effect=OSError(errno.EMFILE, "too many")))
+        with pytest.raises(ResourceExhaustedError):
+            Spool(tmp_path / "spool")
+    assert spool.entries() == [result()]
+
+
+def test_one_damaged_entry_hides_no_other(tmp_path):
+    spool = Spool(tmp_path / "spool")
+    spool.commit(result(), make_work(tmp_path))
+    spool.commit(result(OTHER), make_work(tmp_path))
+    spool.file(TASK).unlink()
+    assert spool.entries() == [result(OTHER)]
+    spool.give_up(TASK)
+    assert spool.get(TASK) is None
     assert_clean(tmp_path)

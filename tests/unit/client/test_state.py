@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flplatform.client.box import Box
-from flplatform.client.state import LocalScore, collect, current_state, submit
+from flplatform.client.state import LocalScore, base_of, collect, current_state, submit
 from flplatform.core.errors import ConfigError, InvalidArgumentError
 from flplatform.core.job import Watch
 
@@ -95,3 +95,32 @@ def test_current_state(tmp_path):
     for name in ("9", "10", "x"):
         (tmp_path / name).mkdir()
     assert current_state(tmp_path) == tmp_path / "10"
+
+
+def test_the_base_of_the_last_training_comes_with_the_best(site, tmp_path):
+    for number in (1, 2):
+        model = tmp_path / f"received {number}"
+        model.write_text(f"received {number}")
+        state = site.train(number, acc=1 - number / 10)
+        (work := tmp_path / "work").mkdir()
+        state.rename(work / "state")
+        assert base_of(work, model) == base_of(work, model) == model  # as after a full disk
+        (work / "state").rename(state)
+        work.rmdir()
+        model.unlink()
+    assert site.best() == ("model 1", 1)
+    base = base_of(site.folder / "submitted", None)
+    assert base is not None
+    assert base.read_text() == "received 2"
+
+
+def test_a_release_before_has_kept_no_base(site):
+    site.train(1, acc=0.5)
+    site.best()
+    assert base_of(site.folder / "submitted", None) is None
+
+
+def test_a_task_without_a_state_keeps_no_base(tmp_path):
+    model = tmp_path / "model"
+    assert base_of(tmp_path, model) == model
+    assert list(tmp_path.iterdir()) == []

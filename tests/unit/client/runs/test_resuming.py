@@ -325,7 +325,7 @@ def test_an_end_while_a_run_is_read_again(world, unmounted, patient, monkeypatch
 
         def slowly(*args):
             loop.call_soon_threadsafe(reading.set)
-            assert go_on.wait(10)
+            assert go_on.wait(60)
             return real(*args)
 
         monkeypatch.setattr(resuming, "open_package", slowly)

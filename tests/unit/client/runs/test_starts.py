@@ -124,7 +124,7 @@ def test_a_start_that_is_given_up_while_it_is_unpacked_leaves_nothing(world, mon
         def unpack(*args):
             found = real(*args)
             loop.call_soon_threadsafe(unpacked.set)
-            assert go_on.wait(10)
+            assert go_on.wait(60)
             return found
 
         monkeypatch.setattr(runs._folders, "unpack", unpack)

@@ -21,6 +21,7 @@ class SiteView:
         runs: for each run that the site reported: run, round, phase, seconds in it.
         last_seen_s: seconds since anything was heard; None if not since the server's start.
         certificate_days: days until its certificate expires; None while it is not there.
+        contested: whether two processes seem to use its kit.
     """
 
     name: str
@@ -31,11 +32,16 @@ class SiteView:
     certificate_days: float | None
     isolation: str = ""
     version: str = ""
+    contested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ServerView:
-    """The server itself; `trouble` says why nothing can be decided now, "" if all is well."""
+    """The server itself.
+
+    Attributes:
+        trouble: why nothing can be decided now, or which events are lost; "" if all is well.
+    """
 
     project: str
     name: str

@@ -48,6 +48,9 @@ class StateStore(Protocol):
     def streams(self, prefix: str = "") -> list[str]:
         """Return the names of all streams that start with `prefix`."""
 
+    def extents(self) -> dict[str, tuple[int, int]]:
+        """Return how many rows each stream has, and its highest seq: the same if none is lost."""
+
     def close(self) -> None:
         """Write what was accepted, then release the file."""
 

@@ -5,6 +5,7 @@ Exit codes: 0 all is well, 1 problems were found or it was refused, 2 wrong usag
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ from flplatform.server.upkeep.history import History, RunHistory
 from flplatform.server.upkeep.place import Place
 from flplatform.server.upkeep.replay import replay_run, run_of
 from flplatform.server.upkeep.restore import restore as restore_backup
-from flplatform.server.upkeep.unfinished import unfinished_in
-from flplatform.server.upkeep.verify import Report, check_own_log, verify_state
+from flplatform.server.upkeep.unfinished import told_of
+from flplatform.server.upkeep.verify import Report, check_log_head, check_own_log, verify_state
 from flplatform.server.wording import describe, moment
 
 app = typer.Typer(
@@ -250,8 +251,8 @@ def restore(
                 damaged=damaged,
                 progress=_step,
             )
-        except (FLError, OSError):
-            _tell_unfinished(place)
+        except BaseException as error:
+            _tell_unfinished(place, known=str(error))
             raise
     if done.aside:
         _line(f"the former state lies in {done.aside}")
@@ -278,14 +279,15 @@ def _place(kit: Path) -> Place:
     place = Place.of(kit)
     _tell_unfinished(place)
     with place.snapshot() as log:
-        for each in check_own_log(place, log):
-            print(f"PROBLEM  {escape(str(each), MAX_LINE)}", file=sys.stderr)
+        for each in (*check_own_log(place, log), *check_log_head(place)):
+            kind = "PROBLEM" if each.problem else "note"
+            print(f"{kind}  {escape(str(each), MAX_LINE)}", file=sys.stderr)
     return place
 
 
-def _tell_unfinished(place: Place) -> None:
-    if found := unfinished_in(place.kit.folder):
-        print(f"fl_state: {escape(found.told(place.kit.folder), MAX_LINE)}", file=sys.stderr)
+def _tell_unfinished(place: Place, known: str = "") -> None:
+    if (told := told_of(place.kit.folder)) and told != known:
+        print(f"fl_state: {escape(told, MAX_LINE)}", file=sys.stderr)
 
 
 def _step(text: str) -> None:
@@ -313,7 +315,16 @@ def _errors() -> Iterator[None]:
 def main() -> None:
     """Run the command that is named on the command line."""
     os.umask(0o077)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
+            signal.signal(number, _end)
     app()
+
+
+def _end(number: int, _frame: object) -> None:
+    """End as a Ctrl-C does, with what is half done removed; once, for that must not be cut."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

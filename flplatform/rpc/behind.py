@@ -3,8 +3,8 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from typing import Any
 
 from flplatform.core.errors import InvalidArgumentError
 from flplatform.core.ports import BlobWriter
@@ -18,15 +18,26 @@ class Behind:
 
     A writer belongs to one thread at a time: whatever is next is done after the work in flight,
     never beside it.
+
+    Args:
+        workers: threads for the work.
+        opening: the work that opens the writer.
+
+    Attributes:
+        work: the last on the writer, begun or done.
     """
 
-    def __init__(self, workers: Executor, writer: BlobWriter) -> None:
+    def __init__(self, workers: Executor, opening: "Future[BlobWriter]") -> None:
         self._workers = workers
-        self._writer = writer
+        self._opening = opening
         self._lock = threading.Lock()
         self._chunks: deque[bytes] = deque()
         self._writing = False
-        self.work: Future[None] | None = None
+        self.work: Future[Any] = opening
+
+    async def opened(self) -> BlobWriter:
+        """Return the writer once it is open."""
+        return await asyncio.wrap_future(self._opening)
 
     async def write(self, chunk: bytes) -> None:
         """Write a chunk soon; wait while too many are not written yet.
@@ -41,7 +52,7 @@ class Behind:
             await self.drain()
         with self._lock:
             begin = not self._writing
-            if begin and self.work is not None:
+            if begin:
                 self.work.result()
             self._chunks.append(chunk)
             self._writing = True
@@ -50,20 +61,31 @@ class Behind:
 
     async def drain(self) -> None:
         """Wait until everything is written."""
-        if self.work is not None:
-            await asyncio.wrap_future(self.work)
+        await asyncio.wrap_future(self.work)
 
-    async def finish(self, end: Callable[[], None]) -> None:
-        """Let the writer end, and wait for it."""
-        self.work = self._workers.submit(end)
-        await self.drain()
+    def finish(self, *, whole: bool) -> None:
+        """Let the writer commit what came or, if that is not whole, keep it."""
+        writer = self._opening.result()
+        self.work = self._workers.submit(writer.commit if whole else writer.suspend)
 
-    def give_up(self, end: Callable[[], None]) -> None:
-        """Let the writer end as soon as nothing is at work on it; nobody waits for it."""
-        if self.work is None or self.work.done():
-            self._workers.submit(end)
+    def give_up(self, *, discard: bool = False) -> None:
+        """Let the writer end as soon as nothing is at work on it, also if nobody waits for it."""
+
+        def end(_work: object = None) -> None:
+            if not self._opening.cancelled() and self._opening.exception() is None:
+                writer = self._opening.result()
+                (writer.discard if discard else writer.suspend)()
+
+        if self.work.done():
+            self.work = self._workers.submit(end)
         else:
-            self.work.add_done_callback(lambda _: end())
+            self.work.add_done_callback(end)
+
+    async def ended(self) -> None:
+        """Wait until the last work on the writer is over, however it ends."""
+        work = asyncio.wrap_future(self.work)
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at
+        await asyncio.wait([work])
 
     def _write(self) -> None:
         try:
@@ -73,7 +95,7 @@ class Behind:
                         self._writing = False
                         return
                     chunk = self._chunks.popleft()
-                self._writer.write(chunk)
+                self._opening.result().write(chunk)
         except BaseException:
             with self._lock:
                 self._writing = False

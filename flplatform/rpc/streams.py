@@ -9,11 +9,12 @@ too little is cut off, in both directions (`rpc.pace`).
 """
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor, Future
-from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -21,7 +22,7 @@ from google.protobuf.message import DecodeError
 from flplatform.core.errors import DataLossError, FLError, InvalidArgumentError
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import MAX_MODEL_BYTES, Manifest, PartOf, check_digest
-from flplatform.core.ports import BlobStore, BlobWriter
+from flplatform.core.ports import BlobStore
 from flplatform.rpc.behind import Behind
 from flplatform.rpc.channel import CHUNK_BYTES
 from flplatform.rpc.interceptors import Caller, caller
@@ -33,7 +34,7 @@ DOWNLOAD = "/flplatform.v1.Blobs/Download"
 OFFSET_KEY = "flp-offset"
 """Key of an upload's initial metadata: how many bytes the server has already."""
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 Admit = Callable[[Caller, str, ModelRef], Manifest | PartOf | None]
 """(caller, transfer id, blob) → the tensors it must hold, or None; raises to refuse."""
@@ -59,6 +60,9 @@ class BlobService:
             the sender is answered after that.
         refused: told of each upload that is refused: (caller, transfer id, error).
         moved: told of bytes: (`received_bytes` or `sent_bytes`, whose, how many).
+        broken_off: told of each upload that is over without being whole: (transfer id).
+
+    That an upload is over is told when nothing is at work on it any more, also if its caller left.
     """
 
     def __init__(
@@ -72,7 +76,10 @@ class BlobService:
         refused: Callable[[Caller, str, FLError], None] = lambda *_: None,
         moved: Callable[[str, str, int], None] = lambda *_: None,
         pace: PaceLimits = PaceLimits(),  # noqa: B008 - frozen
+        broken_off: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._broken_off = broken_off
+        self._endings: set[asyncio.Task[None]] = set()
         self._pace = pace
         self._moved = moved
         self._blobs = blobs
@@ -93,17 +100,6 @@ class BlobService:
             },
         )
 
-    async def _open(
-        self, close: Callable[[T], object], function: Callable[..., T], *args: Any
-    ) -> T:
-        """Open something in a worker; if the caller is gone by then, close it again."""
-        opening = self._workers.submit(function, *args)
-        try:
-            return await asyncio.wrap_future(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(partial(_close_opened, close))
-            raise
-
     async def upload(self, stream: AsyncIterator[bytes], context: Any) -> bytes:
         """Receive one blob; tell at once from where on, and at the end whether it is whole."""
         pace = Pace(self._pace)
@@ -111,58 +107,86 @@ class BlobService:
         blob = _blob(header.blob)
         if not 0 < len(header.transfer_id) <= 300:
             raise InvalidArgumentError("must have 1 to 300 characters", field="transfer_id")
+        who, transfer_id = caller(), header.transfer_id
         try:
-            self._admit(caller(), header.transfer_id, blob)  # a refusal need not wait
-            async with self._slots.take(caller().identity.name):
-                manifest = self._admit(caller(), header.transfer_id, blob)
-                writer: BlobWriter = await self._open(
-                    lambda writer: writer.suspend(),
-                    self._blobs.receive,
-                    header.transfer_id,
-                    blob,
-                    manifest,
-                )
-                committed = await self._receive(stream, context, blob, writer, pace)
-            if committed and self._committed is not None:
-                await self._committed(caller(), header.transfer_id, blob)
+            self._admit(who, transfer_id, blob)  # a refusal need not wait
+            async with self._slots.take(who.identity.name):
+                manifest = self._admit(who, transfer_id, blob)
+                opening = self._workers.submit(self._blobs.receive, transfer_id, blob, manifest)
+                behind = Behind(self._workers, opening)
+                whole = False
+                try:
+                    whole = await self._receive(stream, context, blob, behind, pace)
+                    behind.finish(whole=whole)
+                except BaseException as error:
+                    behind.give_up(discard=isinstance(error, InvalidArgumentError))
+                    raise
+                finally:
+                    ending = self._carry_through(self._end(who, transfer_id, blob, behind, whole))
+                await asyncio.shield(behind.drain())
+            await asyncio.shield(ending)
         except FLError as error:
-            self._refused(caller(), header.transfer_id, error)
+            self._refused(who, transfer_id, error)
             raise
-        return pb.UploadReply(committed=committed).SerializeToString()
+        return pb.UploadReply(committed=whole).SerializeToString()
 
     async def _receive(
         self,
         stream: AsyncIterator[bytes],
         context: Any,
         blob: ModelRef,
-        writer: BlobWriter,
+        behind: Behind,
         pace: Pace,
     ) -> bool:
-        """Feed a writer from a stream; return whether the blob is whole."""
-        received = writer.offset
-        behind = Behind(self._workers, writer)
+        """Feed a writer from a stream; return whether the sender says that the blob is whole."""
+        received = (await behind.opened()).offset
+        await context.send_initial_metadata(((OFFSET_KEY, str(received)),))
+        while received < blob.size:
+            chunk = await _next(stream, pace, optional=True)
+            if chunk is None:
+                break
+            received += len(chunk)
+            pace.moved(len(chunk))
+            self._moved("received_bytes", caller().identity.name, len(chunk))
+            await behind.write(chunk)
+        await behind.drain()
+        commit = await _next(stream, pace, optional=True)
+        if commit is not None and _blob(_parse(pb.UploadCommit, commit).blob) != blob:
+            raise InvalidArgumentError("the commit names another blob", field="blob")
+        # If the sender died there is no commit: what came can be resumed.
+        return commit is not None
+
+    async def _end(
+        self, who: Caller, transfer_id: str, blob: ModelRef, behind: Behind, whole: bool
+    ) -> None:
+        """Tell what has become of an upload, once nothing is at work on it any more."""
+        await behind.ended()
+        if not whole or behind.work.cancelled() or behind.work.exception():
+            self._broken_off(transfer_id)
+        elif self._committed is not None:
+            await self._committed(who, transfer_id, blob)
+
+    def _carry_through(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Begin work that goes on also if its caller leaves; then a refusal is nobody's news."""
+
+        def done(task: "asyncio.Task[None]") -> None:
+            self._endings.discard(task)
+            if not task.cancelled() and not isinstance(error := task.exception(), FLError | None):
+                log.error("the end of an upload failed", exc_info=error)
+
+        task = asyncio.create_task(work)
+        self._endings.add(task)
+        task.add_done_callback(done)
+        return task
+
+    async def _opened(self, path: Path) -> int:
+        """Open a file; if the caller is gone by then, close it again."""
+        opening = self._workers.submit(os.open, path, os.O_RDONLY)
         try:
-            await context.send_initial_metadata(((OFFSET_KEY, str(received)),))
-            while received < blob.size:
-                chunk = await _next(stream, pace, optional=True)
-                if chunk is None:
-                    break
-                received += len(chunk)
-                pace.moved(len(chunk))
-                self._moved("received_bytes", caller().identity.name, len(chunk))
-                await behind.write(chunk)
-            await behind.drain()
-            commit = await _next(stream, pace, optional=True)
-            if commit is not None and _blob(_parse(pb.UploadCommit, commit).blob) != blob:
-                raise InvalidArgumentError("the commit names another blob", field="blob")
-            # If the sender died there is no commit: what came can be resumed.
-            whole = commit is not None
-            await behind.finish(writer.commit if whole else writer.suspend)
-        except BaseException as error:
-            refused = isinstance(error, InvalidArgumentError)
-            behind.give_up(writer.discard if refused else writer.suspend)
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
             raise
-        return whole
 
     async def download(self, request: bytes, context: Any) -> None:
         """Send one blob from an offset on."""
@@ -172,7 +196,7 @@ class BlobService:
         async with self._slots.take(caller().identity.name):
             looking = self._workers.submit(self._blobs.checked, wanted.digest)
             path = await asyncio.wrap_future(looking)
-            handle = await self._open(os.close, os.open, path, os.O_RDONLY)
+            handle = await self._opened(path)
             ahead: Future[bytes] | None = None
             try:
                 size = os.fstat(handle).st_size
@@ -199,9 +223,9 @@ class BlobService:
                     ahead.add_done_callback(lambda _: os.close(handle))
 
 
-def _close_opened(close: Callable[[T], object], opening: "Future[T]") -> None:
+def _close_opened(opening: "Future[int]") -> None:
     if not opening.cancelled() and opening.exception() is None:
-        close(opening.result())
+        os.close(opening.result())
 
 
 async def _next(stream: AsyncIterator[bytes], pace: Pace, optional: bool = False) -> bytes | None:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ from grpc import aio
 
 from flplatform.core.errors import DataLossError, UnavailableError
 from flplatform.core.messages import ModelRef
-from flplatform.core.ports import BlobStore, BlobWriter
+from flplatform.core.ports import BlobStore
 from flplatform.files.threads import Workers
 from flplatform.rpc.behind import Behind
 from flplatform.rpc.channel import CHUNK_BYTES, TOKEN_KEY
@@ -117,7 +116,9 @@ async def _send_from(
             progress(offset)
     finally:
         if not ahead.cancel():  # the file is closed next
-            await asyncio.shield(asyncio.wait([asyncio.wrap_future(ahead)]))
+            rest = asyncio.wrap_future(ahead)
+            rest.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at
+            await asyncio.shield(asyncio.wait([rest]))
 
 
 async def _answer(peer: Awaitable[T]) -> T:
@@ -169,12 +170,10 @@ async def fetch_blob(
     if blobs.has(blob.digest):
         return blobs.path(blob.digest)
     opening = WORKERS.submit(blobs.receive, download_id(blob.digest), blob, None)
-    behind: Behind | None = None
+    behind = Behind(WORKERS, opening)
     # From here on whatever is at work in a thread is waited for before the writer is let go.
     try:
-        writer = await asyncio.shield(asyncio.wrap_future(opening))
-        behind = Behind(WORKERS, writer)
-        received = writer.offset
+        received = (await behind.opened()).offset
         request = pb.DownloadRequest(digest=blob.digest, offset=received)
         stream: Any = channel.unary_stream(DOWNLOAD)
         call = stream(request.SerializeToString(), metadata=((TOKEN_KEY, token),))
@@ -193,17 +192,12 @@ async def fetch_blob(
             call.cancel()
         if received != blob.size:
             raise UnavailableError(f"the download stopped at byte {received} of {blob.size}")
-        await behind.finish(writer.commit)
+        behind.finish(whole=True)
+        await behind.drain()
     except BaseException as error:
-        await asyncio.shield(asyncio.ensure_future(_let_go(opening, behind)))
+        behind.give_up()
+        await asyncio.shield(behind.ended())
         if isinstance(error, aio.AioRpcError):
             raise from_rpc(error) from None
         raise
     return blobs.path(blob.digest)
-
-
-async def _let_go(opening: "Future[BlobWriter]", behind: Behind | None) -> None:
-    """Suspend a writer once nothing is at work on it."""
-    await asyncio.wait([asyncio.wrap_future(behind.work if behind and behind.work else opening)])
-    if not opening.cancelled() and opening.exception() is None:
-        await asyncio.wrap_future(WORKERS.submit(opening.result().suspend))

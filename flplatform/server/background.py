@@ -17,9 +17,13 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work` in the background; what it raises is logged."""
+        """Do `work` in the background, unless all is closed; what it raises is logged."""
+        if self._closed:
+            work.close()
+            return
         task = self._hold(work)
 
         def done(ended: asyncio.Task[None]) -> None:
@@ -35,6 +39,7 @@ class Background:
 
     async def close(self) -> None:
         """End everything."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -287,6 +287,7 @@ class ServerControl:
                     certificate_days=_days_left(client.identity) if client else None,
                     isolation=client.isolation if client else "",
                     version=client.version if client else "",
+                    contested=client is not None and self._clients.is_contested(client),
                 )
             )
         return views
@@ -324,7 +325,7 @@ class ServerControl:
             name=self._identity.name,
             version=__version__,
             state="no database" if self._runs.trouble else "serving",
-            trouble=self._runs.trouble,
+            trouble=self._runs.trouble or self._runs.loss,
             uptime_s=time.monotonic() - self._started,
             max_clients=self._clients.max_clients,
             registered=len(self._clients.clients()),

@@ -2,10 +2,11 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from flplatform.core import events as ev
 from flplatform.core.messages import ModelRef
@@ -13,11 +14,14 @@ from flplatform.core.ports import BlobStore
 from flplatform.core.workflow import Aggregated, Deploy, Roster
 from flplatform.files.threads import in_thread
 from flplatform.server.aggregation import aggregate_closed
+from flplatform.server.background import Background
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.relay import Reply, RequestRelay
 from flplatform.server.retention import Retention
 from flplatform.server.run_actor import RunActor
 from flplatform.server.wire import make_wire
+
+T = TypeVar("T")
 
 MAKERS = 2
 """Aggregations and encodings at a time: each has the threads for aggregation, or one, to itself,
@@ -29,7 +33,8 @@ class RunHands:
 
     Args:
         blobs: where models and packages are.
-        retention: keeps what no log names yet.
+        retention: keeps what no log names yet, and frees what none has named.
+        background: frees it.
         clients: who is there.
         relay: carries the signed start to the sites.
         workers: threads for aggregation.
@@ -41,6 +46,7 @@ class RunHands:
         self,
         blobs: BlobStore,
         retention: Retention,
+        background: Background,
         clients: ClientManager,
         relay: RequestRelay,
         workers: Executor,
@@ -49,6 +55,7 @@ class RunHands:
     ) -> None:
         self._blobs = blobs
         self._retention = retention
+        self._background = background
         self._making = asyncio.Semaphore(MAKERS)
         self._clients = clients
         self._relay = relay
@@ -76,13 +83,22 @@ class RunHands:
 
     async def aggregate(self, closed: ev.RoundClosed) -> tuple[ModelRef, ModelRef | None]:
         """Compute and store model and optimiser state of a closed round, from the event alone."""
+        return await self._in_turn(self._aggregate(closed))
+
+    def _aggregate(self, closed: ev.RoundClosed) -> Callable[[], tuple[ModelRef, ModelRef | None]]:
+        return partial(aggregate_closed, self._blobs, closed, self._workers)
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
         async with self._making:
-            return await in_thread(aggregate_closed, self._blobs, closed, self._workers)
+            return await in_thread(work)
 
     @asynccontextmanager
     async def make(self, closed: ev.RoundClosed, codec_down: str) -> AsyncIterator[Aggregated]:
-        """Compute and store what a closed round comes to, and keep it within the context."""
-        async with self._kept(lambda: self.aggregate(closed)) as (model, state):
+        """Compute and store what a closed round comes to, and keep it within the context.
+
+        What no log names when the context ends is freed.
+        """
+        async with self._kept(self._aggregate(closed)) as (model, state):
             assert model is not None
             async with self.encode(model, codec_down) as wire:
                 yield Aggregated(closed.round, model, state, wire)
@@ -91,31 +107,40 @@ class RunHands:
     async def encode(self, model: ModelRef, codec: str) -> AsyncIterator[ModelRef | None]:
         """Make and store what sites download instead of a model, and keep it within the context.
 
-        That is nothing for the codec `none`; see `make_wire`.
+        That is nothing for the codec `none`; see `make_wire`. It is freed as what `make` makes.
         """
         if codec == "none":
             yield None
             return
 
-        async def made() -> tuple[ModelRef]:
-            async with self._making:
-                return (await in_thread(make_wire, self._blobs, model, codec),)
-
-        async with self._kept(made) as (wire,):
+        async with self._kept(lambda: (make_wire(self._blobs, model, codec),)) as (wire,):
             yield wire
 
     @asynccontextmanager
     async def _kept(
-        self, make: Callable[[], Awaitable[Sequence[ModelRef | None]]]
+        self, make: Callable[[], Sequence[ModelRef | None]]
     ) -> AsyncIterator[Sequence[ModelRef | None]]:
-        """Keep what is made; what was freed just then, as another run's, is made again."""
-        while True:
-            made = await make()
-            digests = [blob.digest for blob in made if blob]
-            with self.hold(*digests):
-                if all(map(self._blobs.has, digests)):
-                    yield made
-                    return
+        """Keep what a thread makes; what was freed just then, as another run's, is made again."""
+        made: list[ModelRef | None] = []
+
+        def work() -> None:
+            made[:] = make()  # known also when nobody waits for it any more
+
+        try:
+            while True:
+                await self._in_turn(work)
+                digests = [blob.digest for blob in made if blob]
+                with self.hold(*digests):
+                    if all(map(self._blobs.has, digests)):
+                        yield made
+                        return
+        except GeneratorExit:  # there is no loop any more: the next process makes the same
+            made.clear()
+            raise
+        finally:
+            if made:
+                over = {blob.digest for blob in made if blob}
+                self._background.later(self._retention.free(over))
 
     def hold(self, *digests: str) -> AbstractContextManager[None]:
         """Keep blobs that no log names yet."""

@@ -2,12 +2,19 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flplatform.core import events as ev
-from flplatform.core.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
+from flplatform.core.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FLError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
 from flplatform.core.ports import Row, StateStore
 from flplatform.core.staging import PREPARED
 from flplatform.security.denials import Denial, Denials, read_denial
@@ -15,6 +22,9 @@ from flplatform.server.run_actor import RETRY_S, utc_now
 from flplatform.server.shelf import Shelf
 
 log = logging.getLogger(__name__)
+
+_RESTORE = "stop the server and restore a backup"
+_RUN_STREAM = re.compile("run/([1-9][0-9]{0,17})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,8 @@ class Ledger:
 
     Attributes:
         shelf: staged jobs and prepared runs.
+        lacking: what tells that the log had lost events when it was read; also of other streams.
+        strays: runs with a stream, but without a number: it is lost, and not given again.
     """
 
     def __init__(
@@ -64,6 +76,8 @@ class Ledger:
         self._summaries: dict[int, RunSummary] = {}
         self._submissions: dict[str, int] = {}
         self.shelf = Shelf()
+        self.lacking: list[str] = []
+        self.strays: set[int] = set()
 
     def read(self) -> None:
         """Take in the stream, once.
@@ -74,25 +88,47 @@ class Ledger:
         for row in self._store.read(ev.FEDERATION):
             event = decode(row)
             self._seq = row.seq
-            self._note_step(event, row.time)
-            match event:
-                case ev.RunNumbered():
-                    self._enter(event, row.time)
-                case ev.RunSummarised():
-                    self.note(
-                        event.run,
-                        status=event.status,
-                        reason=event.reason,
-                        round=event.round,
-                        rounds=event.rounds,
-                        ended=row.time,
-                    )
-                case ev.SiteDisabled():
-                    self._disabled.add(event.site)
-                case ev.SiteEnabled():
-                    self._disabled.discard(event.site)
-                case ev.NameRevoked():
-                    self._denials.add(read_denial(event.order))
+            try:
+                self._take_in(event, row.time)
+            except KeyError:
+                self.lacking.append(f"{row.stream}#{row.seq} is of a run without a number")
+        self._look_for_losses()
+
+    def _take_in(self, event: ev.Event, time: str) -> None:
+        self._note_step(event, time)
+        match event:
+            case ev.RunNumbered():
+                self._enter(event, time)
+            case ev.RunSummarised():
+                self.note(
+                    event.run,
+                    status=event.status,
+                    reason=event.reason,
+                    round=event.round,
+                    rounds=event.rounds,
+                    ended=time,
+                )
+            case ev.SiteDisabled():
+                self._disabled.add(event.site)
+            case ev.SiteEnabled():
+                self._disabled.discard(event.site)
+            case ev.NameRevoked():
+                self._denials.add(read_denial(event.order))
+
+    def _look_for_losses(self) -> None:
+        try:
+            extents = self._store.extents()
+        except FLError as error:
+            self.lacking.append(f"its streams cannot be told: {error.message}")
+            return
+        for stream, (count, last) in extents.items():
+            if count != last:
+                self.lacking.append(f"{stream} has {count} of {last} events")
+        begun = self._summaries.keys() - self.shelf.prepared.keys()
+        found = {int(match[1]) for match in map(_RUN_STREAM.fullmatch, extents) if match}
+        self.strays = found - begun
+        self.lacking += [f"run {run} has events, but no number" for run in sorted(self.strays)]
+        self.lacking += [f"run {run} has a number, but no event" for run in sorted(begun - found)]
 
     # ---- what is known ----
 
@@ -113,7 +149,7 @@ class Ledger:
     @property
     def last(self) -> int:
         """The highest number that was ever given; 0 for none."""
-        return max(self._summaries, default=0)
+        return max([*self._summaries, *self.strays], default=0)
 
     def note(self, run: int, **changes: Any) -> None:
         """Bring a run's summary up to date; it is not stored."""
@@ -271,3 +307,21 @@ def decode(row: Row) -> ev.Event:
         FLError: this release does not know it.
     """
     return ev.decode(row.type, row.version, row.body, f"{row.stream}#{row.seq}")
+
+
+def read_run(store: StateStore, run: int) -> list[Row]:
+    """Return the rows of a run that has begun.
+
+    Raises:
+        DataLossError: events are missing; names them.
+    """
+    stream = ev.run_stream(run)
+    rows = store.read(stream)
+    if not rows:
+        raise DataLossError(f"{stream}: all events are missing", hint=_RESTORE)
+    for expected, row in enumerate(rows, 1):
+        if row.seq != expected:
+            last = row.seq - 1
+            gap = f"event {last} is" if last == expected else f"events {expected} to {last} are"
+            raise DataLossError(f"{stream}: {gap} missing", hint=_RESTORE)
+    return rows

@@ -10,6 +10,7 @@ from flplatform.core import events as ev
 from flplatform.core.errors import FLError
 from flplatform.core.messages import TaskId
 from flplatform.core.ports import BlobStore
+from flplatform.files.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Retention:
         self._ended = ended
         self._read = read
         self._more = more
-        self._needed: dict[int, frozenset[str]] = {}
+        self._needed: dict[int, frozenset[str]] = {}  # by runs that have ended
+        self._reading = asyncio.Lock()
         self._uploads: dict[TaskId, tuple[str, str]] = {}  # digest, and that of what came
         self._begun: set[TaskId] = set()
         self._held: Counter[str] = Counter()
@@ -99,25 +101,36 @@ class Retention:
 
     # ---- freeing ----
 
+    def forget(self, run: int) -> None:
+        """Forget what an ended run needs: it has not ended after all."""
+        self._needed.pop(run, None)
+
     async def free(self, candidates: Collection[str]) -> None:
         """Delete those of `candidates` that nothing needs."""
         try:
-            while missing := [run for run in self._ended() if run not in self._needed]:
-                for run in missing:
-                    events = await asyncio.to_thread(self._read, run)
-                    self._needed[run] = kept_blobs(events, freed_rounds(events))
+            async with self._reading:
+                while missing := [run for run in self._ended() if run not in self._needed]:
+                    for run in missing:
+                        events = await in_thread(self._read, run)
+                        self._needed[run] = kept_blobs(events, freed_rounds(events))
         except FLError as error:
             log.warning("no blob is freed, a log cannot be read: %s", error)
             return
         # From here on nothing is awaited, so that no reference can come up meanwhile.
-        needed = {digest for run in self._ended() for digest in self._needed[run]}
-        needed |= set(self._more())
+        for deleted in self._needed.keys() - set(self._ended()):
+            del self._needed[deleted]
+        over = set(candidates) - set(self._more()) - self._held.keys()
+        over -= {digest for digest, _ in self._uploads.values()}
         for events in self._active().values():
-            needed |= kept_blobs(events, freed_rounds(events))
-        needed |= {digest for digest, _ in self._uploads.values()}
-        for digest in set(candidates) - needed - self._held.keys():
-            if self._blobs.has(digest):
-                self._blobs.delete(digest)
+            over -= kept_blobs(events, freed_rounds(events))
+        for needed in self._needed.values():
+            over = over - needed  # `-=` would look at each of what a run needs
+        for digest in over:
+            try:
+                if self._blobs.has(digest):
+                    self._blobs.delete(digest)
+            except OSError as error:
+                log.error("blob %s stays for now: %s", digest, error)
 
 
 def freed_rounds(events: Events) -> int | None:

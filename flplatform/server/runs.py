@@ -13,19 +13,21 @@ from flplatform.core.errors import (
     FailedPreconditionError,
     FLError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Manifest
 from flplatform.core.ports import BlobStore, StateStore
 from flplatform.files.modelfile import read_layout
+from flplatform.files.threads import in_thread
 from flplatform.security.denials import Denial
 from flplatform.security.identity import Identity
 from flplatform.security.package import Package
 from flplatform.server.background import Background
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.hands import RunHands
-from flplatform.server.ledger import Ledger, RunSummary, decode
+from flplatform.server.ledger import Ledger, RunSummary, decode, read_run
 from flplatform.server.past_runs import PastRuns
 from flplatform.server.relay import RequestRelay
 from flplatform.server.retention import (
@@ -35,7 +37,7 @@ from flplatform.server.retention import (
     old_wires,
     source_models,
 )
-from flplatform.server.run_actor import RunActor
+from flplatform.server.run_actor import RETRY_S, RunActor
 from flplatform.server.shelf import Shelf
 from flplatform.server.site_tasks import SiteTasks
 from flplatform.server.submission import opened_by
@@ -43,6 +45,9 @@ from flplatform.server.uploads import Uploads
 from flplatform.server.wording import describe, moment
 
 log = logging.getLogger(__name__)
+
+PASSING = (UnavailableError, ResourceExhaustedError)
+"""Errors of reading after which the same may be read later."""
 
 UNREADABLE = "unreadable"
 """Status of a run whose log this release cannot go on with; nothing is done to it."""
@@ -67,6 +72,7 @@ class Runs:
         tasks: which tasks are open, and what becomes of their results.
         background: carries through what must not be left half done.
         hands: what all runs share to carry out what is decided.
+        lacking: what tells that the log has lost events, besides what it tells by itself.
     """
 
     def __init__(
@@ -92,12 +98,20 @@ class Runs:
             self._read,
             lambda: self._ledger.shelf.blobs(),
         )
-        self.hands = RunHands(
-            blobs, self.retention, clients, relay, workers, notify, self._appended
-        )
         self.background = Background()
+        self.hands = RunHands(
+            blobs,
+            self.retention,
+            self.background,
+            clients,
+            relay,
+            workers,
+            notify,
+            self._appended,
+        )
         self.uploads = Uploads(blobs, self.retention, self._actors, self.background)
         self._closed = False
+        self.lacking: list[str] = []
         self._past = PastRuns(self._load, self._replay)
         self.tasks = SiteTasks(self._actors, self._past, clients, self.summary)
         self.last_event = ""
@@ -108,6 +122,13 @@ class Runs:
     def trouble(self) -> str:
         """Why nothing can be decided now, "" if it can; see `ports.StateStore`."""
         return self._store.trouble
+
+    @property
+    def loss(self) -> str:
+        """Why the log must have lost events, "" if nothing tells so."""
+        signs = [*self.lacking, *self._ledger.lacking]
+        more = f" and {len(signs) - 3} more" if len(signs) > 3 else ""
+        return f"the event log has lost events: {'; '.join(signs[:3])}{more}" if signs else ""
 
     # ---- life ----
 
@@ -122,30 +143,48 @@ class Runs:
             if summary.ended or summary.deleted or summary.run in self._ledger.shelf.prepared:
                 continue
             try:
-                actor = self._load(summary.run)
+                self._take_up(self._load(summary.run))
             except FLError as error:
-                log.error("run %d stays as it is: %s", summary.run, error)
-                self._unreadable[summary.run] = str(error)
-                self._ledger.note(summary.run, status=UNREADABLE, reason=str(error))
-                continue
-            if actor.state.ended:
-                self._note(actor)
-                self.background.later(self._summarise(actor))
-            else:
-                self._clients.presume(actor.state.deployed)
-                self._start(actor)
-                for task_id in (task.id for mine in actor.tasks.values() for task in mine.values()):
-                    self.retention.begin(task_id)  # the process before may have got so far
-                # Who is presumed to be there makes no change when he comes: decide now.
-                actor.reconsider()
-                log.info(
-                    "run %d goes on: %s, round %d",
-                    actor.run,
-                    actor.state.status,
-                    actor.state.round,
-                )
+                self._leave(summary.run, error)
         if any(summary.deleted for summary in self._ledger.summaries()):
             self.background.later(self._free_deleted())
+
+    def _take_up(self, actor: RunActor) -> None:
+        """Go on with a run of before."""
+        if actor.state.ended:
+            self._note(actor)
+            self.background.later(self._summarise(actor))
+            return
+        self._clients.presume(actor.state.deployed)
+        self._start(actor)
+        for task_id in (task.id for mine in actor.tasks.values() for task in mine.values()):
+            self.retention.begin(task_id)  # the process before may have got so far
+        # Who is presumed to be there makes no change when he comes: decide now.
+        actor.reconsider()
+        log.info("run %d goes on: %s, round %d", actor.run, actor.state.status, actor.state.round)
+
+    def _leave(self, run: int, error: FLError) -> None:
+        """Leave a run whose log cannot be read as it is: for good, or until it can be."""
+        log.error("run %d stays as it is: %s", run, error)
+        self._unreadable[run] = str(error)
+        self._ledger.note(run, status=UNREADABLE, reason=str(error))
+        if isinstance(error, PASSING):
+            self.background.later(self._return_to(run))
+
+    async def _return_to(self, run: int) -> None:
+        actor: RunActor | None = None
+        while actor is None:
+            await asyncio.sleep(RETRY_S)
+            try:
+                actor = await in_thread(self._load, run)
+            except PASSING as error:
+                log.debug("run %d stays as it is: %s", run, error)
+            except FLError as error:
+                self._leave(run, error)
+                return
+        del self._unreadable[run]
+        self.retention.forget(run)
+        self._take_up(actor)
 
     async def close(self) -> None:
         """Stop all deciders; what they decided is in the log."""
@@ -154,9 +193,7 @@ class Runs:
         await asyncio.gather(*(actor.stop() for actor in self._actors.values()))
 
     def _load(self, run: int) -> RunActor:
-        rows = self._store.read(ev.run_stream(run))
-        if not rows:
-            raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
+        rows = read_run(self._store, run)
         opened = decode(rows[0])
         if not isinstance(opened, ev.RunOpened):
             raise DataLossError(f"{rows[0].stream} does not begin with RunOpened")
@@ -164,10 +201,14 @@ class Runs:
 
     def _replay(self, run: int) -> RunState:
         """Read the state alone: without the events there is little to collect as garbage."""
-        return replay(decode(row) for row in self._store.read(ev.run_stream(run)))
+        return replay(decode(row) for row in read_run(self._store, run))
 
     def _read(self, run: int) -> list[ev.Event]:
-        return [decode(row) for row in self._store.read(ev.run_stream(run))]
+        events = [decode(row) for row in read_run(self._store, run)]
+        ended = run in self._ledger and self._ledger[run].ended
+        if ended and not isinstance(events[-1], ev.RunEnded):
+            raise DataLossError(f"{ev.run_stream(run)}: its last events are missing")
+        return events
 
     def _manifest(self, model: ev.Blob) -> Manifest:
         return read_layout(self._blobs.path(model.digest)).manifest
@@ -269,9 +310,12 @@ class Runs:
     def _ended_runs(self) -> list[int]:
         active = self._actors.keys() | self.shelf.prepared.keys()
         return [
-            summary.run
-            for summary in self._ledger.summaries()
-            if summary.run not in active and not summary.deleted
+            *self._ledger.strays,
+            *(
+                summary.run
+                for summary in self._ledger.summaries()
+                if summary.run not in active and not summary.deleted
+            ),
         ]
 
     # ---- finding and feeding ----
@@ -279,6 +323,11 @@ class Runs:
     def summaries(self) -> list[RunSummary]:
         """Return all runs, oldest first."""
         return self._ledger.summaries()
+
+    @property
+    def last(self) -> int:
+        """The highest number that was ever given; 0 for none."""
+        return self._ledger.last
 
     def summary(self, run: int) -> RunSummary:
         """Return what a list shows of a run that has begun.

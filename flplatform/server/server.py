@@ -19,6 +19,7 @@ from flplatform.files.durable import write_atomic
 from flplatform.files.loops import supervise
 from flplatform.files.system import warn_of_few_files
 from flplatform.files.threads import Workers, give_way, in_thread
+from flplatform.rpc.errors import REPLACED_TOKEN
 from flplatform.rpc.interceptors import MAX_TRANSFERS, Caller, Guard
 from flplatform.rpc.pace import PaceLimits, Slots
 from flplatform.rpc.serving import make_server, serve
@@ -320,7 +321,7 @@ class FederatedServer:
 
     def note_refusal(self, method: str, name: str, peer: str, error: FLError) -> None:
         """Have a refused call audited; the refusal waits for no record of it."""
-        if isinstance(error, UnauthenticatedError) and error.rule == "token":
+        if isinstance(error, UnauthenticatedError) and error.rule in ("token", REPLACED_TOKEN):
             log.debug("%s: %s", method, error)  # every site does this once after a restart
             return
         if name and method in FL_RULES:

@@ -72,6 +72,7 @@ class Staging:
         self._blobs = blobs
         self._submit = submit
         self._add_targets = add_targets
+        self._told = False
 
     # ---- jobs ----
 
@@ -170,7 +171,7 @@ class Staging:
 
     def _demand_free(self, number: int) -> None:
         summaries = {summary.run: summary for summary in self._runs.summaries()}
-        last = max(summaries, default=0)
+        last = self._runs.last
         hint = f"the next number is {last + 1}; list_runs shows the runs"
         if number in summaries:
             found = summaries[number]
@@ -296,12 +297,26 @@ class Staging:
         while True:
             try:
                 await self.collect()
-            except (FLError, OSError) as error:
-                log.error("unused uploads are not collected: %s", error)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong, it must go on
+                expected = isinstance(error, FLError | OSError)
+                log.error(
+                    "unused uploads are not collected: %s",
+                    error,
+                    exc_info=None if expected else error,
+                )
             await asyncio.sleep(SWEEP_S)
 
     async def collect(self, unused_s: float = UNUSED_S) -> None:
-        """Delete blobs that nothing names and that are older than `unused_s` seconds."""
+        """Delete blobs that nothing names and that are older than `unused_s` seconds.
+
+        While the log lacks events none is deleted: it may be a model that one of them names.
+        """
+        if self._runs.loss:
+            if not self._told:
+                text = "%s; what no run needs is kept, it may be a model: see fl_state verify"
+                log.error(text, self._runs.loss)
+            self._told = True
+            return
         await self._runs.retention.free(())  # the logs are read before the looking, not after
         old = await asyncio.to_thread(self._older_than, time.time() - unused_s)
         await self._runs.retention.free(old.keys())

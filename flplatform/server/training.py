@@ -244,6 +244,10 @@ class TrainingService:
         else:
             self._runs.uploads.note(task_id, blob.digest)
 
+    def note_broken_off(self, transfer_id: str) -> None:
+        """Take in that an admitted upload is over without being whole."""
+        self._runs.uploads.broke_off(TaskId.parse(transfer_id))
+
     def release_download(self, caller: Caller, digest: str) -> None:
         """Let a site read the packages and task models of its own runs only.
 

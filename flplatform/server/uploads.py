@@ -64,10 +64,20 @@ class Uploads:
             digest: of the model.
             came: digest of the bytes that came, if a codec made them.
         """
-        over = self._retention.uploaded(task_id, digest, came)
+        self._free(self._retention.uploaded(task_id, digest, came) | self._settle_closed(task_id))
+
+    def broke_off(self, task_id: TaskId) -> None:
+        """Keep what an upload that broke off has left for its task; if that is over, drop it."""
+        self._retention.begin(task_id)
+        self._free(self._settle_closed(task_id))
+
+    def _settle_closed(self, task_id: TaskId) -> set[str]:
+        """Settle what has come for a task that was settled meanwhile."""
         actor = self._actors.get(task_id.run)
-        if actor is None or str(task_id) not in actor.tasks.get(task_id.site, {}):
-            over |= self.settle(task_id.run)
+        still_open = actor is not None and str(task_id) in actor.tasks.get(task_id.site, {})
+        return set() if still_open else self.settle(task_id.run)
+
+    def _free(self, over: set[str]) -> None:
         if over:
             self._background.later(self._retention.free(over))
 

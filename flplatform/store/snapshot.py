@@ -3,14 +3,16 @@
 Nothing here writes to the database or takes its writer's lock.
 """
 
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -22,9 +24,10 @@ from flplatform.core.errors import (
 )
 from flplatform.core.ports import Row
 from flplatform.files.durable import PRIVATE_FILE
+from flplatform.files.shortage import probe
 from flplatform.store.postgres import PostgresDatabase
-from flplatform.store.schema import EVENTS, read_origin, read_version
-from flplatform.store.sqlite import BUSY_TIMEOUT_S
+from flplatform.store.reading import connect, readable
+from flplatform.store.schema import EVENTS, migrate, read_origin, read_version
 from flplatform.store.state import SqlStateStore
 from flplatform.store.targets import demand_url
 
@@ -138,7 +141,7 @@ class Snapshot:
             values = {"stream": stream.encode(errors="surrogateescape")}
             found.extend(_row(row) for row in self._connection.execute(_ROWS, values))
         except DBAPIError as error:
-            if not _is_damage(error):
+            if not _is_damage(error.orig):
                 raise
             found.append(DamagedRow(0, f"and what follows cannot be read: {error.orig}"))
         return found
@@ -155,7 +158,7 @@ class Snapshot:
         try:
             found = [str(line) for line in self._connection.scalars(text(f"PRAGMA {check}(10)"))]
         except DBAPIError as error:
-            if not _is_damage(error):
+            if not _is_damage(error.orig):
                 raise
             found = [str(error.orig)]
         return [" ".join(line.split()) for line in found if line != "ok"]
@@ -163,20 +166,47 @@ class Snapshot:
     def copy(self, path: Path) -> None:
         """Write the log into a new SQLite file, the portable form, durable on return.
 
+        Gaps between the events are copied as they are.
+
         Raises:
-            FLError: it cannot be written.
+            DataLossError: it is damaged so much that it cannot be copied.
+            UnavailableError: it cannot be written; its cause is the shortage, if there is one.
         """
         path.touch(mode=PRIVATE_FILE, exist_ok=False)
         source: Any = self._connection.connection.dbapi_connection
-        if isinstance(source, sqlite3.Connection):
-            with closing(sqlite3.connect(path)) as target:
-                source.backup(target)
-                # The copy is one file: its log is written back, and it opens without one.
-                target.execute("PRAGMA journal_mode=DELETE")
-            return
-        with closing(open_store(path, self.origin)) as store:
+        with _writing(path):
+            if isinstance(source, sqlite3.Connection):
+                with closing(sqlite3.connect(path)) as target:
+                    source.backup(target)
+                    # The copy is one file: its log is written back, and it opens without one.
+                    target.execute("PRAGMA journal_mode=DELETE")
+            else:
+                self._copy_rows(path)
+
+    def _copy_rows(self, path: Path) -> None:
+        engine = create_engine(
+            URL.create("sqlite", database=str(path)), poolclass=NullPool, hide_parameters=True
+        )
+        with engine.begin() as connection:
+            migrate(connection, str(path), secrets.token_hex(16), self.origin)
             for stream in self.streams():
-                store.append(self.read(stream)).result()
+                rows = [asdict(row) for row in self.scan(stream) if isinstance(row, Row)]
+                connection.execute(insert(EVENTS), rows)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Explain what goes wrong with a new SQLite file, and not with a database that is read."""
+    try:
+        yield
+    except (sqlite3.Error, DBAPIError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if not isinstance(cause, sqlite3.Error):
+            raise
+        if _is_damage(cause):
+            raise DataLossError(f"the log cannot be copied: {cause}") from error
+        text = f"{path} cannot be written: {cause}"
+        raise UnavailableError(text) from (probe(path.parent) or cause)
 
 
 def open_store(target: str | Path, origin: str = "") -> SqlStateStore:
@@ -207,7 +237,7 @@ def snapshot(target: str | Path) -> Iterator[Snapshot]:
         UnavailableError: it cannot be read.
     """
     with ExitStack() as stack:
-        name, engine, explained = _reading(target)
+        name, engine, explained = _reading(target, stack)
         stack.callback(engine.dispose)
         stack.enter_context(explained)
         connection = stack.enter_context(engine.connect())
@@ -229,15 +259,15 @@ def sqlite_file(target: str | Path) -> Path | None:
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
-def _reading(target: str | Path) -> tuple[str, Engine, AbstractContextManager[None]]:
+def _reading(
+    target: str | Path, stack: ExitStack
+) -> tuple[str, Engine, AbstractContextManager[None]]:
     """Return what messages call a database, its engine and what explains its errors."""
     url = demand_url(target)
     match url.get_backend_name():
         case "sqlite":
             path = Path(url.database or "")
-            if not path.is_file():
-                raise NotFoundError(f"there is no event log {path}", hint="was a server started?")
-            return str(path), _sqlite(path), _explained(path)
+            return str(path), _sqlite(stack.enter_context(readable(path))), _explained(path)
         case "postgresql":
             database = PostgresDatabase(url, SCAN_SILENCE_S)
             return database.name, database.engine, database.explained()
@@ -245,16 +275,10 @@ def _reading(target: str | Path) -> tuple[str, Engine, AbstractContextManager[No
             raise ConfigError(f"state_url: no state can be kept in {other}")
 
 
-def _sqlite(path: Path) -> Engine:
-    def connect() -> sqlite3.Connection:
-        return sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro",
-            uri=True,
-            timeout=BUSY_TIMEOUT_S,
-            isolation_level=None,
-        )
-
-    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
+def _sqlite(uri: str) -> Engine:
+    engine = create_engine(
+        "sqlite://", creator=lambda: connect(uri), poolclass=NullPool, hide_parameters=True
+    )
     # The driver does not begin before reads by itself.
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
@@ -264,13 +288,15 @@ def _sqlite(path: Path) -> Engine:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
+    except UnicodeDecodeError as error:  # of a table's definition, which is in SQLite's message
+        raise DataLossError(f"{path}: {error}", hint="restore it from a backup") from error
     except DBAPIError as error:
         what = f"{path}: {error.orig}"
-        if _is_damage(error):
+        if _is_damage(error.orig):
             raise DataLossError(what, hint="restore it from a backup") from error
         raise UnavailableError(what) from error
 
 
-def _is_damage(error: DBAPIError) -> bool:
-    name = getattr(error.orig, "sqlite_errorname", "")
-    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "UTF-8" in str(error.orig)
+def _is_damage(error: BaseException | None) -> bool:
+    name = getattr(error, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "UTF-8" in str(error)

@@ -71,7 +71,7 @@ class SqliteFile:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.read(handle, 20).decode(errors="replace") or "?"
+            owner = os.read(handle, 20).decode(errors="replace").strip() or "?"
             raise FailedPreconditionError(
                 f"{self.name} is in use by process {owner}",
                 hint="one server at a time may work on a state folder",
@@ -122,6 +122,10 @@ class SqliteFile:
         """
         try:
             yield
+        except UnicodeDecodeError as error:  # of a table's definition, as SQLite tells it
+            raise DataLossError(
+                f"{self.name} is damaged: {error}", hint="restore it from a backup"
+            ) from error
         except DBAPIError as error:
             damaged = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
             name = getattr(error.orig, "sqlite_errorname", "")

@@ -85,6 +85,8 @@ class SqlStateStore:
         name: what messages call the database; never holds a password.
         origin: the id of the log, random; whatever copies the log whole copies it too.
         trouble: why nothing can be written now, while the database is away; else "".
+        committed: called in the writer thread with the last row of each commit, before anybody
+            hears of it; it must not raise.
 
     Raises:
         ConfigError: the URL is malformed, its database not supported, or set up to lose events.
@@ -104,6 +106,7 @@ class SqlStateStore:
     ) -> None:
         self.trouble = ""
         self.origin = origin
+        self.committed: Callable[[Row], None] = lambda _row: None
         self._admit_log = admit
         self._on_fatal = on_fatal
         self._reconnect_s = reconnect_s
@@ -167,6 +170,18 @@ class SqlStateStore:
         query = select(EVENTS.c.stream).where(EVENTS.c.seq == 1, start == prefix)
         with self._reading() as connection:
             return sorted(connection.scalars(query))
+
+    def extents(self) -> dict[str, tuple[int, int]]:
+        """Return how many rows each stream has, and its highest seq: the same if none is lost.
+
+        Raises:
+            UnavailableError: the store has failed or is closed.
+            DataLossError: the database is damaged.
+        """
+        stream, seq = EVENTS.c.stream, EVENTS.c.seq
+        query = select(stream, func.count(), func.max(seq)).group_by(stream)
+        with self._reading() as connection:
+            return {str(name): (count, last) for name, count, last in connection.execute(query)}
 
     def close(self) -> None:
         """Write what was accepted, then release the database. Not to be called by `on_fatal`."""
@@ -303,6 +318,8 @@ class SqlStateStore:
                 until = until or time.monotonic() + self._reconnect_s
                 self._reconnect(error, until)
         self._heads.update(plan.heads)
+        if plan.rows:
+            self.committed(plan.rows[-1])
         return plan.refusals
 
     def _reconnect(self, cause: DBAPIError, until: float) -> None:

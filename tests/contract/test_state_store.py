@@ -132,6 +132,12 @@ def test_streams_are_listed_by_exact_prefix(subject: Subject) -> None:
     assert subject.store.streams("none") == []
 
 
+def test_streams_are_counted(subject: Subject) -> None:
+    assert subject.store.extents() == {}
+    append(subject.store, row("federation", 1), row("run/1", 1), row("federation", 2))
+    assert subject.store.extents() == {"federation": (2, 2), "run/1": (1, 1)}
+
+
 def test_an_empty_append_stores_nothing(subject: Subject) -> None:
     append(subject.store)
     assert subject.store.streams() == []

@@ -7,6 +7,7 @@ from typing import Any
 
 from flplatform.algorithms.workflows import cross_site_validation
 from flplatform.algorithms.workflows import run as workflow
+from flplatform.client.answering import Answers
 from flplatform.client.spool import Spool
 from flplatform.client.task_loop import TaskLoop
 from flplatform.core.messages import TRAIN
@@ -69,7 +70,7 @@ def _no_fsync(part: str) -> Callable[[], list[Patch]]:
 
 
 def _settle_before_the_answer() -> list[Patch]:
-    real = TaskLoop._settle
+    real = Answers._settle
 
     class Settled:
         """A spool of which one entry is settled already; its file lies elsewhere."""
@@ -102,7 +103,7 @@ def _settle_before_the_answer() -> list[Patch]:
         finally:
             self._spool = spool
 
-    return [(TaskLoop, "_settle", settle)]
+    return [(Answers, "_settle", settle)]
 
 
 def _nothing_pending_after_a_restart() -> list[Patch]:
@@ -142,22 +143,22 @@ def _deaf(real: Any) -> Any:
 
 def _leave_one_out() -> list[Patch]:
     """A closed round names its updates, and its model is made of fewer."""
-    real = RunHands.aggregate
+    real = RunHands._aggregate
 
-    async def aggregate(self: Any, closed: Any) -> Any:
+    def aggregate(self: Any, closed: Any) -> Any:
         some = closed.contributions[: max(1, len(closed.contributions) - 1)]
-        return await real(self, closed.model_copy(update={"contributions": some}))
+        return real(self, closed.model_copy(update={"contributions": some}))
 
-    return [(RunHands, "aggregate", aggregate)]
+    return [(RunHands, "_aggregate", aggregate)]
 
 
 def _forget_the_optimiser() -> list[Patch]:
-    real = RunHands.aggregate
+    real = RunHands._aggregate
 
-    async def aggregate(self: Any, closed: Any) -> Any:
-        return await real(self, closed.model_copy(update={"optimizer_state": None}))
+    def aggregate(self: Any, closed: Any) -> Any:
+        return real(self, closed.model_copy(update={"optimizer_state": None}))
 
-    return [(RunHands, "aggregate", aggregate)]
+    return [(RunHands, "_aggregate", aggregate)]
 
 
 def _encode_another_model() -> list[Patch]:
@@ -196,7 +197,7 @@ def _drop_what_a_disabled_site_has_trained() -> list[Patch]:
     async def persist(self: Any, what: str, step: Any, troubles: Any) -> Any:
         return await self._session.persist(what, lambda: troubles.watch(step))
 
-    return [(TaskLoop, "_persist", persist)]
+    return [(Answers, "persist", persist)]
 
 
 def _tell_nobody_of_withdrawals() -> list[Patch]:
@@ -291,7 +292,6 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     "acknowledge before append": _acknowledge_before_append,
     "train again after a restart": _train_again_after_a_restart,
     "count duplicates": _count_duplicates,
-    "no fsync of spooled results": _no_fsync("/spool/entries"),
     "no fsync of blobs": _no_fsync("/server/state/blobs"),
     "no fsync of accepted runs": _no_fsync("/state/runs"),
     "settle before the answer": _settle_before_the_answer,
@@ -322,13 +322,12 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
 FIRST_SEEDS = {
     "train again after a restart": 1060,
     "count duplicates": 170,
-    "no fsync of spooled results": 835,
     "no fsync of accepted runs": 20,
-    "settle before the answer": 30,
+    "settle before the answer": 215,
     "forget what a dead site received": 90,
     "undo a codec against another base": 45,
     "drop what a disabled site has trained": 60495,
-    "tell no site that it was withdrawn": 1360,
+    "tell no site that it was withdrawn": 1594,
     "ask no site anew": 545,
     "free what is validated": 220,
     "take a standstill for silence": 100,

@@ -156,6 +156,10 @@ class LogStore:
         """Return the names of streams."""
         return sorted(name for name in self._log.streams if name.startswith(prefix))
 
+    def extents(self) -> dict[str, tuple[int, int]]:
+        """Return the number of rows and the highest seq of each stream."""
+        return {name: (len(rows), rows[-1].seq) for name, rows in self._log.streams.items()}
+
     def close(self) -> None:
         """Nothing to close."""
 

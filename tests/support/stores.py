@@ -43,16 +43,32 @@ class MemoryStateStore:
     def read(self, stream: str, after: int = 0) -> list[Row]:
         """Return the rows of a stream with seq > `after`, in order."""
         self._check_usable()
-        return self._streams.get(stream, [])[after:]
+        return [row for row in self._streams.get(stream, []) if row.seq > after]
 
     def streams(self, prefix: str = "") -> list[str]:
         """Return the names of all streams that start with `prefix`, sorted."""
         self._check_usable()
         return sorted(name for name in self._streams if name.startswith(prefix))
 
+    def extents(self) -> dict[str, tuple[int, int]]:
+        """Return the number of rows and the highest seq of each stream."""
+        self._check_usable()
+        return {name: (len(rows), rows[-1].seq) for name, rows in self._streams.items()}
+
+    def lose(self, stream: str, *seqs: int) -> None:
+        """Lose events of a stream, as a damage does; all of them if none is named."""
+        self._streams[stream] = [
+            row for row in self._streams[stream] if seqs and row.seq not in seqs
+        ]
+        if not self._streams[stream]:
+            del self._streams[stream]
+
     def close(self) -> None:
         """Refuse everything from now on."""
         self._unusable = self._unusable or "the state store is closed"
+
+    def _head(self, stream: str) -> int:
+        return self._streams[stream][-1].seq if stream in self._streams else 0
 
     def _check_usable(self) -> None:
         if self._unusable:
@@ -64,7 +80,7 @@ class MemoryStateStore:
             self._on_fatal(self.failure)
         if self._unusable:
             return UnavailableError(self._unusable)
-        heads = {row.stream: len(self._streams.get(row.stream, [])) for row in rows}
+        heads = {row.stream: self._head(row.stream) for row in rows}
         for row in rows:
             if row.seq != heads[row.stream] + 1:
                 return AlreadyExistsError(f"event {row.seq} of {row.stream} does not follow")

@@ -13,7 +13,6 @@ it: the kit itself is kept by who provisioned it.
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -25,6 +24,7 @@ from flplatform.core.errors import (
     FailedPreconditionError,
     FLError,
     InvalidArgumentError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from flplatform.core.strict import Strict
@@ -32,31 +32,34 @@ from flplatform.files.digest import digest_of_file
 from flplatform.files.durable import (
     fsync_dir,
     private_dir,
-    temporary_beside,
     write_atomic,
 )
+from flplatform.files.shortage import shortage_in
 from flplatform.security.kit import Kit
 from flplatform.security.signing import sign
+from flplatform.server.upkeep.becoming import becoming, remove_left
 from flplatform.server.upkeep.files import check_files
+from flplatform.server.upkeep.findings import Finding
 from flplatform.server.upkeep.history import History
 from flplatform.server.upkeep.place import (
-    AUDIT,
     BLOBS,
     LOG,
     LOOKS,
-    READY,
     Place,
     history_of,
     needs_of,
 )
-from flplatform.server.upkeep.taking import TakenBlobs, copy_file, why_unreadable
-from flplatform.server.upkeep.unfinished import unfinished_in
-from flplatform.server.upkeep.verify import check_emptiness, verify_state
+from flplatform.server.upkeep.small_files import copy_audit, copy_local, copy_state, files_in
+from flplatform.server.upkeep.taking import TakenBlobs, why_unreadable
+from flplatform.server.upkeep.unfinished import told_of
+from flplatform.server.upkeep.verify import check_emptiness, check_log_head, verify_state
 from flplatform.store.snapshot import snapshot
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 TAG = "backup"
 STATE, LOCAL = "state", "local"
+_NAMES = (STATE, LOCAL, LOG, f"{LOG}-journal", MANIFEST, SIGNATURE)
+"""What is in an unfinished backup beside its blobs."""
 MOST_LOGS = 10
 """How many logs are taken until one has all its blobs."""
 
@@ -108,31 +111,46 @@ def back_up(
 
     Raises:
         AlreadyExistsError: the target exists.
-        InvalidArgumentError: it lies in the state itself.
+        InvalidArgumentError: it lies in what is copied, or in the server's logs.
         DataLossError: the state has problems.
         UnavailableError: a server at work frees blobs faster than they can be taken.
         FailedPreconditionError: a restore of it did not end.
         FLError: the log cannot be read.
+        ResourceExhaustedError: the disk is full; nothing is left behind.
         OSError: the disk refused; nothing is left behind.
     """
     target = target.absolute()
-    if found := unfinished_in(place.kit.folder):
-        raise FailedPreconditionError(found.told(place.kit.folder))
-    if target.exists():
+    if told := told_of(place.kit.folder):
+        raise FailedPreconditionError(told)
+    if os.path.lexists(target):
         raise AlreadyExistsError(f"{target} exists", hint="name a folder that does not")
-    if target.resolve().is_relative_to(place.folder.resolve()):
-        raise InvalidArgumentError(f"{target} lies in the state that it is to be a copy of")
+    for folder in (*place.roots, place.kit.folder / "local"):
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise InvalidArgumentError(
+                f"{target} lies in {folder}", hint="name a folder outside of what is backed up"
+            )
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = private_dir(temporary_beside(target))
+    for left in remove_left(target.parent, BLOBS, _NAMES):
+        progress(f"removed {left}, which a backup that was killed had left")
     try:
-        manifest = _fill(place, temporary, damaged, link, progress)
-        _seal(place.kit, temporary, manifest)
-        os.rename(temporary, target)
-        fsync_dir(target.parent)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _rename_in(error, temporary, target)
-        raise
+        with becoming(target) as temporary:
+            try:
+                manifest = _fill(place, temporary, damaged, link, progress)
+                _seal(place.kit, temporary, manifest)
+            except BaseException as error:
+                _rename_in(error, temporary, target)
+                raise
+    except (FLError, OSError) as error:
+        short = shortage_in(error)
+        if short is None or short.rule != "disk":
+            raise
+        free = shutil.disk_usage(target.parent).free
+        raise ResourceExhaustedError(
+            f"there is no room for the backup: {free} bytes are free on the disk of "
+            f"{target.parent} ({error})",
+            rule="disk",
+            hint="make room there, or name a TARGET on another disk; nothing is left of this one",
+        ) from error
     return manifest
 
 
@@ -140,6 +158,7 @@ def _rename_in(error: BaseException, temporary: Path, target: Path) -> None:
     """Have an error name the folder that was asked for, not the one that has gone."""
     if isinstance(error, FLError):
         error.message = error.message.replace(str(temporary), str(target))
+        error.hint = error.hint.replace(str(temporary), str(target))
     elif isinstance(error, OSError) and isinstance(error.filename, str):
         error.filename = error.filename.replace(str(temporary), str(target))
 
@@ -148,27 +167,28 @@ def _fill(
     place: Place, folder: Path, damaged: bool, link: bool, progress: Callable[[str], None]
 ) -> Manifest:
     problems = _Problems(folder, damaged)
-    problems.add(each.what for each in check_files(place) if each.problem)
+    problems.add(check_files(place, logs=False))
     progress("the log, and the blobs that it needs")
     taken = TakenBlobs(place.blobs, private_dir(folder / BLOBS), link, progress)
     history = _take_log_and_blobs(place, folder, taken, progress)
-    problems.add(each.what for each in history.findings if each.problem)
-    problems.add(each.what for each in check_emptiness(place, history))
+    problems.add(history.findings)
+    problems.add(check_emptiness(place, history))
+    problems.add(check_log_head(place))
     files = dict(_checked(taken, problems))
     progress("the other files of the state, and the kit's local files")
-    _copy_audit(place.folder, private_dir(folder / STATE))
-    problems.add(_copy_tree(place.folder, folder / STATE, _wanted))
-    problems.add(
-        _copy_tree(place.kit.folder / "local", private_dir(folder / LOCAL), lambda _path: True)
-    )
+    problems.add(copy_audit(place.folder, private_dir(folder / STATE)))
+    problems.add(copy_state(place.folder, folder / STATE))
+    problems.add(copy_local(place.kit.folder / "local", private_dir(folder / LOCAL)))
     progress("checking what was taken")
     problems.add(
-        each.what
+        each
         for each in verify_state(Place.of_backup(folder, place.kit)).problems
         if each.where.removeprefix("blob ") not in taken.unreadable
     )
     for root in (STATE, LOCAL):
-        files |= {str(path.relative_to(folder)): _entry(path) for path in _files(folder / root)}
+        files |= {
+            str(path.relative_to(folder)): _entry(path) for path in files_in(folder / root, _demand)
+        }
     files[LOG] = _entry(folder / LOG)
     identity = place.kit.identity
     return Manifest(
@@ -196,13 +216,22 @@ class _Problems:
         self._folder = folder
         self._damaged = damaged
 
-    def add(self, texts: Iterable[str]) -> None:
+    def add(self, found: Iterable[Finding | str]) -> None:
         """Note problems.
+
+        Args:
+            found: what a check says, or only what is wrong; what is no problem is left out.
 
         Raises:
             DataLossError: there are some, and a damaged state is not to be backed up.
         """
-        for text in texts:
+        advice = ""
+        for each in found:
+            if isinstance(each, Finding) and not each.problem:
+                continue
+            text = each if isinstance(each, str) else each.what
+            if not self.texts and isinstance(each, Finding):
+                advice = f"{each.advice}; "
             if (shown := text.replace(f"{self._folder}/", "")) not in self.texts:
                 self.texts.append(shown)
         if self.texts and not self._damaged:
@@ -210,7 +239,7 @@ class _Problems:
             raise DataLossError(
                 f"the state has {count} problem{'s' if count > 1 else ''}, the first: "
                 + self.texts[0],
-                hint="fl_state verify --deep names all; --damaged copies what is left",
+                hint=f"{advice}fl_state verify --deep names all; --damaged copies what is left",
             )
 
 
@@ -245,7 +274,7 @@ def _take_log_and_blobs(
         if not taken.links:
             unwanted |= again & dropped
             dropped |= again
-        missing = needs.keys() - taken.here
+        missing = needs.keys() - taken.here - taken.unreadable.keys()
         times = {digest: times.get(digest, 0) + 1 for digest in missing}
         if all(count >= LOOKS for count in times.values()):
             return history
@@ -276,60 +305,8 @@ def _checked(taken: TakenBlobs, problems: _Problems) -> Iterator[tuple[str, Entr
     problems.add(f"blob {digest} {why}" for digest, why in sorted(taken.unreadable.items()))
 
 
-def _copy_audit(source: Path, target: Path) -> None:
-    """Copy the audit: what says how long it is goes first, so that the copy is never too short.
-
-    A record that is just being written is left out; if the file was filled meanwhile, again.
-    """
-    ends = (f"{AUDIT}.head", f"{AUDIT}.checkpoint")
-    while True:
-        before = sorted(path.name for path in source.glob(f"{AUDIT}.0*"))
-        for name in (*ends, *before, AUDIT):
-            (target / name).unlink(missing_ok=True)
-            with suppress(FileNotFoundError):
-                copy_file(source / name, target / name)
-        if before == sorted(path.name for path in source.glob(f"{AUDIT}.0*")):
-            break
-    current = target / AUDIT
-    if current.exists():
-        data = current.read_bytes()
-        os.truncate(current, data.rfind(b"\n") + 1)
-    for path in source.glob(f"{AUDIT}.torn-*"):
-        copy_file(path, target / path.name)
-
-
-def _wanted(path: Path) -> bool:
-    """Return whether a file of the state folder is copied as it is; `path` is relative to it."""
-    first = path.parts[0]
-    return not (
-        first in (BLOBS, READY)
-        or first.startswith((LOG, AUDIT))
-        or path.name.endswith(".lock")
-        or any(part.startswith(".tmp-") for part in path.parts)
-    )
-
-
-def _copy_tree(source: Path, target: Path, wanted: Callable[[Path], bool]) -> Iterator[str]:
-    """Copy files; yield what is wrong with those that cannot be read."""
-    for path in _files(source):
-        relative = path.relative_to(source)
-        if wanted(relative):
-            private_dir(target / relative.parent)
-            try:
-                copy_file(path, target / relative)
-            except FileNotFoundError:  # a running server removes some
-                continue
-            except OSError as error:
-                yield f"{source.name}/{relative} {why_unreadable(error)}"
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """Yield the plain files below a folder."""
-    for folder, _, names in os.walk(root):
-        for name in sorted(names):
-            path = Path(folder) / name
-            if path.is_file() and not path.is_symlink():
-                yield path
+def _demand(error: OSError) -> None:
+    raise error
 
 
 def _entry(path: Path) -> Entry:

@@ -19,10 +19,11 @@ from flplatform.server.upkeep.backup import LOCAL, STATE, Manifest
 from flplatform.server.upkeep.log_id import LOG_ID, OwnLog
 from flplatform.server.upkeep.place import AUDIT, BLOBS, LOG, Place
 from flplatform.server.upkeep.taking import copy_file
+from flplatform.server.upkeep.unfinished import MARKER
 from flplatform.store.snapshot import sqlite_file
 
 BUILDING = ".restoring"
-"""Folder in the kit in which the state comes to be; what a restore that did not end has left."""
+"""Ends the names of what comes to be; what a restore that did not end has left."""
 STAMP = "%Y%m%dT%H%M%S%fZ"
 SPARE_BYTES = 1 << 20
 """For the record in the audit, folders and whatever else is small."""
@@ -75,7 +76,7 @@ class LocalFiles:
         if not self.written:
             return place
         folder = place.kit.folder / LOCAL
-        trial = place.kit.folder / f"{BUILDING}-{LOCAL}"
+        trial = _trial(place)
         shutil.rmtree(trial, ignore_errors=True)
         private_dir(trial / LOCAL)
         try:
@@ -94,12 +95,14 @@ class LocalFiles:
         return replace(place, target=local.resources.state_url or place.folder / LOG)
 
 
+def _trial(place: Place) -> Path:
+    return place.kit.folder / f"{BUILDING}-{LOCAL}"
+
+
 def in_building(place: Place) -> tuple[Path, ...]:
     """Return what comes to be: the state folder, and the log if that is another SQLite file."""
-    folder, file = place.folder.with_name(BUILDING), sqlite_file(place.target)
-    if file is None or file == place.folder / LOG:
-        return (folder,)
-    return folder, file.with_name(f"{file.name}{BUILDING}")
+    parts = (place.folder, place.log_file)
+    return tuple(path.with_name(f"{path.name}{BUILDING}") for path in parts if path)
 
 
 def demand_room(manifest: Manifest, place: Place) -> None:
@@ -141,7 +144,9 @@ def building(place: Place) -> Iterator[ExitStack]:
     """
 
     def remove() -> None:
-        for path in in_building(place):
+        kit = place.kit.folder
+        written = (*kit.glob(f".tmp-*-{MARKER}"), *(kit / LOCAL).glob(".tmp-*"))
+        for path in (*in_building(place), _trial(place), *written):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -1,9 +1,10 @@
 """The checks of files: blobs, rights, temporary files, small files, the audit."""
 
+import errno
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from flplatform.files.digest import demand_digest
 from flplatform.files.modelfile import read_layout
 from flplatform.security.audit import Head, KitSeal, records, verify
 from flplatform.security.audit_files import unfinished_bytes
+from flplatform.server.upkeep.asides import SQLITE_ENDS
 from flplatform.server.upkeep.findings import RESTORE, Finding, note
 from flplatform.server.upkeep.place import AUDIT, BLOBS, BlobFolder, Need, Place
 from flplatform.store.blobs import KEEP_PARTS_S
+from flplatform.store.snapshot import sqlite_file
 
 BLOB_MISSING = "blob is there"
 BLOB_READ = "I5 blob"
@@ -51,6 +54,8 @@ def check_blobs(
     if blobs.root.exists() and not blobs.root.is_dir():
         text = f"it is no folder, and the log needs {len(needs)} blobs"
         return [Finding(f"state/{BLOBS}", BLOB_MISSING, text, RESTORE)], set()
+    if blobs.root.is_dir() and not os.access(blobs.root, os.R_OK | os.X_OK):
+        return [], set()  # said with the rights
     findings: list[Finding] = []
     missing: set[str] = set()
     for digest, need in sorted(needs.items()):
@@ -97,7 +102,8 @@ def list_unneeded(blobs: BlobFolder, needs: Mapping[str, Need]) -> Iterator[Find
         digest = f"blake3:{path.name}"
         if is_digest(digest) and digest not in needs:
             text = f"{size} bytes that no run needs"
-            hint = "an upload that is still to be accepted, or a leftover: harmless"
+            hint = "an upload, a leftover, or a model whose event the log has lost; a server "
+            hint += "removes it when it is a day old, unless it knows that the log lacks events"
             yield note(f"blob {digest}", UNREFERENCED, text, hint)
         elif not is_digest(digest) and path.name != INCOMING and not path.name.startswith("."):
             yield note(
@@ -114,26 +120,22 @@ def list_unneeded(blobs: BlobFolder, needs: Mapping[str, Need]) -> Iterator[Find
 
 def _sizes(folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield what lies in a folder that a server is at work on, by name, with its bytes."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        with suppress(FileNotFoundError):
-            yield path, path.lstat().st_size
+    with suppress(PermissionError):  # said with the rights
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            with suppress(FileNotFoundError):
+                yield path, path.lstat().st_size
 
 
-def check_files(place: Place) -> Iterator[Finding]:
-    """Check the rights of all files of the state and the logs, and that small files are whole."""
-    for root in place.roots:
-        for path in _walk(root):
-            name = str(path.relative_to(place.base))
-            try:
-                status = path.lstat()
-            except FileNotFoundError:  # a running server writes and removes
-                continue
-            yield from _check_rights(path, name, status, path.parent == place.blobs.root)
-            if path.name.startswith(".tmp-"):
-                yield note(
-                    name, TEMPORARY, "left by a write that did not end, or being written",
-                    "if no server runs, remove it",
-                )  # fmt: skip
+def check_files(place: Place, logs: bool = True) -> Iterator[Finding]:
+    """Check the rights of all files of the state and the logs, and that small files are whole.
+
+    Args:
+        place: the state.
+        logs: look at the server's logs too, which no backup holds.
+    """
+    for root in place.roots if logs else place.roots[:1]:
+        yield from _check_root(place, root)
+    yield from _check_log_elsewhere(place)
     for small in _JSON_FILES:
         try:
             json.loads((place.folder / small).read_bytes())
@@ -146,13 +148,56 @@ def check_files(place: Place) -> Iterator[Finding]:
             yield Finding(f"{place.folder.name}/{small}", WHOLE_FILE, text)
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _check_root(place: Place, root: Path) -> Iterator[Finding]:
+    unread: dict[Path, OSError] = {}
+
+    def note_error(error: OSError) -> None:
+        unread.setdefault(Path(error.filename), error)
+
+    for path in _walk(root, note_error):
+        name = str(path.relative_to(place.base))
+        try:
+            status = path.stat() if path == root else path.lstat()  # a root may be a link
+        except FileNotFoundError:  # a running server writes and removes
+            continue
+        except OSError as error:
+            unread.setdefault(path.parent, error)
+            continue
+        yield from _check_rights(path, name, status, path.parent == place.blobs.root)
+        if path.name.startswith(".tmp-"):
+            yield note(
+                name, TEMPORARY, "left by a write that did not end, or being written",
+                "if no server runs, remove it",
+            )  # fmt: skip
+    for folder, why in unread.items():
+        if why.errno != errno.ENOENT:
+            text = f"what is in it cannot be read: {why.strerror}"
+            advice = f"give it to user id {os.geteuid()}, and run: chmod 700 {folder}"
+            yield Finding(str(folder.relative_to(place.base)), RIGHTS, text, advice)
+
+
+def _walk(root: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
     if not root.is_dir():
         return
     yield root
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=on_error):
         for name in sorted([*folders, *files]):
             yield Path(folder) / name
+
+
+def _check_log_elsewhere(place: Place) -> Iterator[Finding]:
+    """Check the rights of a SQLite log outside of the state."""
+    path = sqlite_file(place.target)
+    if path is None or any(path.is_relative_to(root) for root in place.roots):
+        return
+    for each in (path, *(Path(f"{path}{end}") for end in SQLITE_ENDS)):
+        with suppress(FileNotFoundError):
+            yield from _check_rights(each, str(each), each.stat(), in_blobs=False)
+    with suppress(FileNotFoundError):
+        mode = stat.S_IMODE(path.parent.stat().st_mode)
+        if mode & 0o022 and not mode & stat.S_ISVTX:
+            text = f"mode {mode:04o} lets others put another event log there"
+            yield Finding(str(path.parent), RIGHTS, text, f"run: chmod go-w {path.parent}")
 
 
 def _check_rights(
@@ -161,8 +206,8 @@ def _check_rights(
     mode = stat.S_IMODE(status.st_mode)
     is_blob = in_blobs and is_digest(f"blake3:{path.name}")
     if stat.S_ISLNK(status.st_mode):
-        advice = "put the file itself there" if is_blob else "remove it: no release makes one"
-        yield Finding(name, RIGHTS, "is a symbolic link", advice)
+        kind = "folder" if os.path.isdir(path) else "file"  # noqa: PTH112 - may be unreadable
+        yield Finding(name, RIGHTS, "is a symbolic link", f"put the {kind} itself there")
     elif stat.S_ISREG(status.st_mode) and is_blob:
         if mode & ~_PUBLIC_IN_PRIVATE:
             text = f"mode {mode:04o}, a blob is never written again"
@@ -174,6 +219,10 @@ def _check_rights(
         yield Finding(name, RIGHTS, f"mode {mode:04o} lets others in", f"run: chmod {right} {path}")
     if status.st_uid not in (os.geteuid(), 0):
         yield Finding(name, RIGHTS, f"belongs to user id {status.st_uid}", "chown it to the server")
+    elif stat.S_ISREG(status.st_mode) and not os.access(path, os.R_OK) and path.exists():
+        user = os.geteuid()
+        text = f"mode {mode:04o}, owner {status.st_uid}: user id {user} cannot read it"
+        yield Finding(name, RIGHTS, text, f"run: chown {user} {path} && chmod u+r {path}")
 
 
 def check_audit(place: Place) -> tuple[Head, list[Finding]]:

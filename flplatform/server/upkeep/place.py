@@ -1,5 +1,6 @@
 """Where a server's state lies, seen from outside; nothing here writes into it."""
 
+import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from flplatform.server.shelf import Shelf
 from flplatform.server.upkeep.history import History, check_log
 from flplatform.server.upkeep.streams import blobs_of
 from flplatform.store.blobs import digests_in
-from flplatform.store.snapshot import Snapshot, snapshot
+from flplatform.store.snapshot import Snapshot, snapshot, sqlite_file
 
 LOG = "events.db"
 BLOBS = "blobs"
@@ -60,6 +61,24 @@ class Place:
     def of_backup(cls, folder: Path, kit: Kit) -> "Place":
         """Return what a backup holds, as it is kept there."""
         return cls(kit, folder / "state", folder / LOG, folder / BLOBS)
+
+    def resolved(self) -> "Place":
+        """Return the same with the folder that is meant, should the kit have a link to it."""
+        folder = Path(os.path.realpath(self.folder))
+        inside = self.target == self.folder / LOG
+        return replace(self, folder=folder, target=folder / LOG if inside else self.target)
+
+    @property
+    def log_file(self) -> Path | None:
+        """The file of a SQLite log that is not the state folder's own; None for any other log.
+
+        Raises:
+            ConfigError: `target` is malformed.
+        """
+        file = sqlite_file(self.target)
+        if file is None or _real_parent(file) == _real_parent(self.folder / LOG):
+            return None
+        return file
 
     @property
     def roots(self) -> list[Path]:
@@ -127,6 +146,11 @@ class Place:
                 now = needs_of(history_of(log, runs))
             lost = {digest for digest in lost if digest in now and not self.blobs.has(digest)}
         return lost
+
+
+def _real_parent(file: Path) -> Path:
+    """Return a file's path with all links followed but the last one: it can be renamed."""
+    return Path(os.path.realpath(file.parent), file.name)
 
 
 def history_of(log: Snapshot, runs: Collection[int] | None = None) -> History:
@@ -226,8 +250,11 @@ class BlobFolder:
         return self.file(digest)
 
     def digests(self) -> list[str]:
-        """Return the digests of all blobs, sorted."""
-        return digests_in(self.root) if self.root.is_dir() else []
+        """Return the digests of all blobs, sorted; none if the folder cannot be read."""
+        try:
+            return digests_in(self.root) if self.root.is_dir() else []
+        except PermissionError:
+            return []
 
 
 class ScratchBlobs(BlobFolder):

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,13 +31,18 @@ from flplatform.server.upkeep.building import (
     demand_room,
     in_building,
 )
+from flplatform.server.upkeep.demands import (
+    contents,
+    demand_possible,
+    is_there,
+    log_held,
+    streams_of,
+)
 from flplatform.server.upkeep.history import History
 from flplatform.server.upkeep.log_id import OwnLog
-from flplatform.server.upkeep.place import BLOBS, LOG, READY, Place, history_of, needs_of
-from flplatform.server.upkeep.streams import Stored
+from flplatform.server.upkeep.place import BLOBS, LOG, Place, history_of, needs_of
 from flplatform.server.upkeep.unfinished import Unfinished, unfinished_in
 from flplatform.store.snapshot import open_store, snapshot, sqlite_file
-from flplatform.store.targets import demand_writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,8 @@ def restore(
         FLError: the backup is not whole, or of another server.
         OSError: the disk refused.
     """
-    with held(place.lock, f"the kit {place.kit.folder}"):
+    with ExitStack() as locks:
+        locks.enter_context(held(place.lock, f"the kit {place.kit.folder}"))
         if place.opened:
             raise FailedPreconditionError(
                 f"a server has the state {place.folder} open", hint="stop it first"
@@ -160,9 +166,11 @@ def restore(
                 hint="--damaged restores what there is",
             )
         local = LocalFiles.of(backup, manifest, place, with_local)
-        url, place = place.target, local.place_after(place)
+        after = local.place_after(place)
+        took_url, place = after.target != place.target, after.resolved()
+        locks.enter_context(log_held(place))
         before = unfinished_in(place.kit.folder)
-        _demand_possible(backup, place, before, move_aside)
+        demand_possible(backup, place, before, move_aside)
         with building(place) as undo:
             demand_room(manifest, place)
             progress("copying blobs and files")
@@ -178,30 +186,17 @@ def restore(
         _fill_log(backup, place, asides, origin)
         name = _demand_restored(backup, place)
         Unfinished.end(place.kit.folder)
-        log_file = sqlite_file(place.target)
+        log_file = place.log_file
         return Restored(
             manifest,
             name,
             asides.before(place.folder),
-            asides.before(log_file) if log_file and log_file != place.folder / LOG else None,
+            asides.before(log_file) if log_file else None,
             tuple(asides.half),
             local.other,
-            place.target != url,
+            took_url,
             _unended(history),
         )
-
-
-def _demand_possible(
-    backup: Path, place: Place, before: Unfinished | None, move_aside: bool
-) -> None:
-    """Refuse what could not be ended."""
-    elsewhere = sqlite_file(place.target) is None
-    if before is None:
-        _demand_vacant(place, move_aside)
-    elif elsewhere:
-        _demand_same(backup, place)
-    if elsewhere:
-        demand_writable(place.target)
 
 
 def _unended(history: History) -> tuple[int, ...]:
@@ -217,14 +212,14 @@ def _marked(
     backup: Path, place: Place, before: Unfinished | None, *, with_local: bool, damaged: bool
 ) -> Unfinished:
     """Mark the kit; what is known of a restore that did not end stays known."""
-    log_file = sqlite_file(place.target)
+    log_file = place.log_file
     chosen = (("--with-local", with_local), ("--damaged", damaged))
     mark = Unfinished(
         backup=str(backup.absolute()),
         options=tuple(option for option, wanted in chosen if wanted),
         stamp=before.stamp if before else datetime.now(UTC).strftime(STAMP),
-        had_state=before.had_state if before else any(_contents(place.folder)),
-        had_log=before.had_log if before else log_file is not None and _is_there(log_file),
+        had_state=before.had_state if before else any(contents(place.folder)),
+        had_log=before.had_log if before else log_file is not None and is_there(log_file),
     )
     mark.begin(place.kit.folder)
     return mark
@@ -236,59 +231,9 @@ def _unmark(place: Place, asides: Asides) -> None:
         Unfinished.end(place.kit.folder)
 
 
-def _demand_vacant(place: Place, move_aside: bool) -> None:
-    """Refuse to put a state where one is."""
-    hint = "--move-aside renames it; nothing is ever overwritten"
-    if not move_aside and any(_contents(place.folder)):
-        raise FailedPreconditionError(f"there is a state in {place.folder}", hint=hint)
-    path = sqlite_file(place.target)
-    if path == place.folder / LOG:
-        return
-    if path is not None:
-        if _is_there(path) and not move_aside:
-            raise FailedPreconditionError(f"there is an event log {path}", hint=hint)
-        return
-    try:
-        with place.snapshot() as log:
-            streams = log.streams()
-    except NotFoundError:
-        return
-    if streams:
-        raise FailedPreconditionError(
-            f"{log.name} holds the events of {len(streams)} streams",
-            hint="name an empty database or schema in state_url",
-        )
-
-
-def _is_there(file: Path) -> bool:
-    """Return whether there is a SQLite file, or what is left of one: SQLite would use it."""
-    return any(Path(f"{file}{end}").exists() for end in ("", *SQLITE_ENDS))
-
-
-def _demand_same(backup: Path, place: Place) -> None:
-    """Refuse to end a restore in a database that holds something else than its backup."""
-    try:
-        found = _streams(place.target)[1]
-    except NotFoundError:
-        return
-    if found and found != _streams(backup / LOG)[1]:
-        raise FailedPreconditionError(
-            f"the database of state_url does not hold the events of {backup}",
-            hint="name an empty database or schema in state_url",
-        )
-
-
-def _contents(folder: Path) -> Iterator[Path]:
-    """Yield what makes a folder a state; a server that never started leaves nothing of it."""
-    if folder.is_dir():
-        for path in folder.rglob("*"):
-            if not path.is_dir() and not path.name.endswith(".lock") and path.name != READY:
-                yield path
-
-
 def _swap(place: Place, built: Path, asides: Asides, undo: ExitStack) -> None:
     """Rename what is there away and the new state into its place."""
-    if any(_contents(place.folder)):
+    if any(contents(place.folder)):
         former = asides.move(place.folder, was_there=asides.mark.had_state)
         undo.callback(os.rename, former, place.folder)
     elif place.folder.exists():
@@ -298,26 +243,18 @@ def _swap(place: Place, built: Path, asides: Asides, undo: ExitStack) -> None:
 
 def _fill_log(backup: Path, place: Place, asides: Asides, origin: str) -> None:
     """Put the log where the kit keeps it: last, so that every blob it names is there."""
-    path = sqlite_file(place.target)
-    if path == place.folder / LOG:
-        return
-    if path is not None:
+    if path := place.log_file:
         new = in_building(place)[1]
-        if _is_there(path):
+        if is_there(path):
             asides.move(path, SQLITE_ENDS, was_there=asides.mark.had_log)
         replace_durably(new, path)
+    if sqlite_file(place.target):
         return
     with snapshot(backup / LOG) as log:
         rows = [row for stream in log.streams() for row in log.read(stream)]
     with closing(open_store(place.target, origin)) as store:
         if not store.streams():
             store.append(rows).result()
-
-
-def _streams(target: str | Path) -> tuple[str, Mapping[str, list[Stored]]]:
-    """Return what messages call a log, and all that it holds."""
-    with snapshot(target) as log:
-        return log.name, {stream: log.scan(stream) for stream in log.streams()}
 
 
 def _demand_restored(backup: Path, place: Place) -> str:
@@ -328,8 +265,8 @@ def _demand_restored(backup: Path, place: Place) -> str:
         ConfigError: it is not that of the state folder.
     """
     place = Place.of(place.kit.folder)
-    name, found = _streams(place.target)
-    if found != _streams(backup / LOG)[1]:
+    name, found = streams_of(place.target)
+    if found != streams_of(backup / LOG)[1]:
         raise DataLossError(
             f"{name} does not hold the events of {backup}", hint="did a server start meanwhile?"
         )

@@ -1,6 +1,7 @@
 """`fl_state verify`: everything that must hold of a state, stopped or running."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from flplatform.core.errors import ConfigError, DataLossError, NotFoundError
@@ -12,11 +13,14 @@ from flplatform.server.upkeep.files import (
     missing_blobs,
     submissions_in,
 )
-from flplatform.server.upkeep.findings import RESTORE, Finding
+from flplatform.server.upkeep.findings import RESTORE, Finding, note
 from flplatform.server.upkeep.history import History
+from flplatform.server.upkeep.log_head import IF_MEANT, LOG_HEAD, LogHead
 from flplatform.server.upkeep.log_id import ADVICE, LOG_ID, OwnLog
+from flplatform.server.upkeep.orders import check_orders
 from flplatform.server.upkeep.place import AUDIT, Place, history_of, needs_of
-from flplatform.server.upkeep.unfinished import MARKER, unfinished_in
+from flplatform.server.upkeep.streams import Stored
+from flplatform.server.upkeep.unfinished import MARKER, told_of
 from flplatform.store.snapshot import Snapshot
 
 DATABASE = "I1 database"
@@ -69,6 +73,7 @@ def verify_state(place: Place, deep: bool = False) -> Report:
             findings += [Finding(log.name, DATABASE, line, RESTORE) for line in log.damage(deep)]
             history = history_of(log)
             findings += check_own_log(place, log)
+        findings += check_log_head(place)
     except DataLossError as error:
         finding = Finding("event log", DATABASE, error.message, error.hint or RESTORE)
         return Report((*findings, finding, *_beside_log(place)))
@@ -81,6 +86,7 @@ def verify_state(place: Place, deep: bool = False) -> Report:
         return Report((finding, *_beside_log(place)))
     findings += history.findings
     findings += check_emptiness(place, history)
+    findings += check_orders(history)
     needs = needs_of(history)
     found, missing = check_blobs(place.blobs, needs, deep)
     findings += found
@@ -105,6 +111,10 @@ def check_own_log(place: Place, log: Snapshot) -> Iterable[Finding]:
     try:
         if is_empty and not own.id:
             return  # `check_emptiness` says what there is to say
+        if log.origin and not own.id:
+            text = f"it is missing; {log.name} carries the id {log.origin}"
+            advice = "if that is the log of this state folder all is well: the next start writes it"
+            yield note(f"{place.folder.name}/{LOG_ID}", OWN_LOG, text, advice)
         why = own.why_another(log.name, log.origin, is_empty)
     except ConfigError as error:
         yield Finding(f"{place.folder.name}/{LOG_ID}", OWN_LOG, error.message, error.hint)
@@ -114,6 +124,21 @@ def check_own_log(place: Place, log: Snapshot) -> Iterable[Finding]:
         return
     if why:
         yield Finding("event log", OWN_LOG, why, ADVICE)
+
+
+def check_log_head(place: Place) -> Iterable[Finding]:
+    """Find a log that ends before the event that was stored last.
+
+    Raises:
+        FLError: the log cannot be read.
+    """
+    with ExitStack() as stack:
+
+        def read(stream: str) -> Iterable[Stored]:  # after the file: a server may be at work
+            return stack.enter_context(place.snapshot()).scan(stream)
+
+        if why := LogHead(place.folder).why_behind("the event log", read):
+            yield Finding(f"{place.folder.name}/{LOG_HEAD}", OWN_LOG, why, IF_MEANT)
 
 
 def _what_a_log_would_know(place: Place) -> str:
@@ -129,8 +154,8 @@ def _what_a_log_would_know(place: Place) -> str:
 
 
 def _unfinished(place: Place) -> Iterable[Finding]:
-    if found := unfinished_in(place.kit.folder):
-        yield Finding(MARKER, "whole restore", found.told(place.kit.folder), "no server starts yet")
+    if told := told_of(place.kit.folder):
+        yield Finding(MARKER, "whole restore", told, "no server starts yet")
 
 
 def _beside_log(place: Place) -> Iterable[Finding]:

@@ -1,6 +1,8 @@
 """fl_state on the command line."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +121,17 @@ def test_what_a_restore_tells(
     assert f"run it again: fl_state restore {tmp_path / 'b'} {kit}" in done.stderr
 
 
+def test_a_log_without_its_end(kit: Path) -> None:  # noqa: F811
+    head = kit / "state" / "log-head"
+    head.write_text('{"stream": "run/2", "seq": 999, "time": "2026-01-02T03:04:05Z"}')
+    head.chmod(0o600)
+    expected = "PROBLEM  state/log-head: own log: the event log has lost its end"
+    done = fl_state("verify", kit)
+    assert (done.exit_code, expected in done.stdout) == (1, True)
+    done = fl_state("show", kit)
+    assert (done.exit_code, expected in done.stderr) == (0, True)
+
+
 def test_another_log_than_the_folders(kit: Path) -> None:  # noqa: F811
     (kit / "state" / "log-id").write_text(f"{'a' * 32}\n")
     (kit / "state" / "log-id").chmod(0o600)
@@ -196,6 +209,8 @@ def test_not_a_kit(tmp_path: Path) -> None:
 
 def test_a_restore_that_did_not_end(kit: Path, tmp_path: Path) -> None:  # noqa: F811
     """No server begins an empty state; every command says what to do."""
+    made_before = tmp_path / "before"
+    fl_state("backup", kit, made_before)
     mark = Unfinished(
         backup="/my backup", options=("--damaged",), stamp="1", had_state=True, had_log=False
     )
@@ -214,8 +229,56 @@ def test_a_restore_that_did_not_end(kit: Path, tmp_path: Path) -> None:  # noqa:
     assert (done.exit_code, words in done.stderr) == (1, True)
     done = fl_state("backup", kit, tmp_path / "b")
     assert (done.exit_code, words in done.stderr) == (1, True)
+    (kit / "restoring.json").write_text("{")
+    done = fl_state("restore", made_before, kit)
+    assert (done.exit_code, done.stderr.count("a restore did not end")) == (1, 1)
+    mark.begin(kit)
     (kit / "state").rmdir()
     (kit / "state.before-1").rename(kit / "state")
     done = fl_state("show", kit)
     assert (done.exit_code, words in done.stderr) == (0, True)
     assert done.stdout.startswith("RUN")
+
+
+ENDED = """
+import signal, sys
+from flplatform.entrypoints.state import main
+from flplatform.server.upkeep import backup, building
+
+def wait(*_):
+    print("at work", flush=True)
+    while True:
+        signal.pause()
+
+backup.sign = building.copy_file = wait
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+@pytest.mark.parametrize(
+    ("number", "before"),
+    [(signal.SIGTERM, None), (signal.SIGHUP, None), (signal.SIGTERM, signal.SIGHUP)],
+    ids=["SIGTERM", "SIGHUP", "nohup"],
+)
+def test_a_signal_leaves_nothing_behind(
+    kit: Path, tmp_path: Path, command: str, number: int, before: int | None  # noqa: F811
+) -> None:  # fmt: skip
+    fl_state("backup", kit, tmp_path / "b")
+    there = sorted(path.name for folder in (kit, tmp_path) for path in folder.iterdir())
+    words = [kit, tmp_path / "c"] if command == "backup" else [tmp_path / "b", kit, "--move-aside"]
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDED, command, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(before, signal.SIG_IGN) if before else None,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"at work\n"
+        if before:
+            os.kill(process.pid, before)
+        os.kill(process.pid, number)
+        assert process.wait(30) == 128 + number
+    after = sorted(path.name for folder in (kit, tmp_path) for path in folder.iterdir())
+    assert [name for name in after if name != "process.lock"] == there
+    assert fl_state("verify", kit).exit_code == 0

@@ -1,5 +1,6 @@
 import asyncio
 import errno
+import gc
 import os
 import socket
 import threading
@@ -813,6 +814,28 @@ def test_a_file_that_is_shorter_than_it_was(play: Any) -> None:
         with pytest.raises(DataLossError, match="ends at byte 999 of 1000"):
             await it.send(data[:999], blob=ref(data))
         await it.settled()
+
+    play(scene)
+
+
+def test_a_file_that_cannot_be_read_is_told_once(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not again, as of an exception that nobody has looked at."""
+
+    def pread(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def scene(it: Scene) -> None:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        with monkeypatch.context() as patch:
+            patch.setattr(transfers.os, "pread", pread)
+            with pytest.raises(OSError, match="Input/output"):
+                await it.send(random_bytes(1000))
+        await it.settled()
+        gc.collect()
+        assert told == []
 
     play(scene)
 

@@ -30,7 +30,7 @@ from flplatform.store.blobs import FileBlobStore
 from tests.support.stores import MemoryStateStore
 from tests.support.workflows import job
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def identity(name: str, organisation: str = "", fingerprint: str = "") -> Identity:

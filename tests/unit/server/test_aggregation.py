@@ -133,7 +133,7 @@ def test_rounds_that_fill_the_pool_do_not_wait_for_each_other(store: FileBlobSto
     barrier = threading.Barrier(2)
 
     def work() -> tuple[ModelRef, ModelRef | None]:
-        barrier.wait(10)  # both workers of the pool are taken
+        barrier.wait(60)  # both workers of the pool are taken
         return aggregate_round(store, updates, base, MEAN, pool)
 
     with ThreadPoolExecutor(2) as pool:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from flplatform.core import events as ev
+from flplatform.core.errors import ResourceExhaustedError
 from flplatform.core.workflow import Abort
 from flplatform.server import hands as hands_module
 from flplatform.server import run_actor
 from flplatform.server.lifecycle import Lifecycle
+from flplatform.server.retention import kept_blobs
 from flplatform.server.staging import Staging
 from tests.unit.server.scene import GatedStore, Scene, caller, play, settle, until
 
@@ -63,14 +65,14 @@ def test_a_model_that_took_the_last_space_outlasts_the_weekend(
         await scene.submit(rounds=2)
         staging = Staging(None, scene.runs, scene.blobs, None, None)  # type: ignore[arg-type]
         await scene.do("a", 1.0)
-        aggregated = scene.runs.hands.aggregate
+        aggregate = hands_module.aggregate_closed
 
-        async def aggregate(closed):  # type: ignore[no-untyped-def]
-            made = await aggregated(closed)
+        def aggregate_closed(*given):  # type: ignore[no-untyped-def]
+            made = aggregate(*given)
             scene.store.full = True
             return made
 
-        monkeypatch.setattr(scene.runs.hands, "aggregate", aggregate)
+        monkeypatch.setattr(hands_module, "aggregate_closed", aggregate_closed)
         await scene.do("b", 3.0)
         await until(lambda: "append" in scene.actor().troubles)
         for digest in scene.blobs.digests():
@@ -115,6 +117,57 @@ def test_a_model_that_was_freed_when_it_was_made_is_made_again(
     play(go())
 
 
+@pytest.mark.parametrize("step", ["aggregate_closed", "make_wire"])
+@pytest.mark.parametrize("when", ["while it is made", "when it is made"])
+def test_what_is_made_for_a_run_that_was_aborted_is_freed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, step: str, when: str
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    work = getattr(hands_module, step)
+
+    def slowly(*given):  # type: ignore[no-untyped-def]
+        if when == "when it is made":
+            made = work(*given)
+        begun.set()
+        assert go_on.wait(60)
+        return work(*given) if when == "while it is made" else made
+
+    async def go() -> None:
+        scene.obeying("a", "b")
+        adam = {"name": "fedadam"}
+        await scene.submit(rounds=1, keep_updates="all", codec_down="bf16", optimizer=adam)
+        await scene.do("a", 1.0)
+        monkeypatch.setattr(hands_module, step, slowly)
+        await scene.do("b", 3.0)
+        await until(begun.is_set)
+        await scene.actor().tell(Abort("lead"))
+        go_on.set()
+        await scene.ended()
+        named = kept_blobs(scene.events(), None)
+        await until(lambda: set(scene.blobs.digests()) <= named)
+        assert not scene.runs.retention._held
+        await scene.close()
+
+    play(go())
+
+
+def test_what_is_made_for_a_run_that_does_not_begin_is_freed(scene: Scene) -> None:
+    async def go() -> None:
+        scene.store.full = True
+        with pytest.raises(ResourceExhaustedError):
+            await scene.submit(codec_down="bf16")
+        await until(lambda: len(scene.blobs.digests()) == len(("package", "model")))
+        scene.store.full = False
+        await scene.submit(codec_down="bf16")
+        await settle()
+        wire = scene.actor().state.opened.wire
+        assert wire is not None
+        assert scene.blobs.has(wire.digest)
+        await scene.close()
+
+    play(go())
+
+
 def test_a_run_that_shares_blobs_is_deleted_while_another_is_submitted(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +177,7 @@ def test_a_run_that_shares_blobs_is_deleted_while_another_is_submitted(
         wire = make(*given)
         if not made.is_set():
             made.set()
-            assert deleted.wait(10)
+            assert deleted.wait(60)
         return wire
 
     make = hands_module.make_wire
@@ -184,7 +237,7 @@ def test_threads_are_left_for_commands(tmp_path: Path, monkeypatch: pytest.Monke
         with lock:
             at_work += 1
             most = max(most, at_work)
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         with lock:
             at_work -= 1
         return aggregate(*given)

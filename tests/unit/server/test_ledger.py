@@ -5,12 +5,13 @@ import pytest
 from flplatform.core import events as ev
 from flplatform.core.errors import (
     AlreadyExistsError,
+    DataLossError,
     FailedPreconditionError,
     ResourceExhaustedError,
 )
 from flplatform.core.ports import Row
 from flplatform.server import ledger as module
-from flplatform.server.ledger import Ledger, decode
+from flplatform.server.ledger import Ledger, decode, read_run
 from tests.support.stores import MemoryStateStore
 from tests.support.workflows import job, run_opened
 from tests.unit.server.scene import play, refused
@@ -151,3 +152,60 @@ def test_a_deleted_run_is_remembered_and_its_number_is_not_given_again() -> None
         assert ledger.submitted("1" * 32, "package") == 1
 
     play(scene())
+
+
+# ---- lost events ------------------------------------------------------------------------------
+
+
+async def two_runs() -> MemoryStateStore:
+    store = MemoryStateStore()
+    ledger, _ = read(store)
+    for digit in "12":
+        await ledger.number(opened(digit))
+    await ledger.summarise(1, END, 3, 5)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("stream", "seqs", "told", "next_run"),
+    [
+        ("federation", (), ["run 1 has events, but no number", "run 2 has events"], 3),
+        ("federation", (2, 3), ["run 2 has events, but no number"], 3),
+        ("federation", (2,), ["federation has 2 of 3 events", "run 2 has events"], 3),
+        ("federation", (1,), ["federation#3 is of a run without", "federation has 2", "run 1"], 3),
+        ("run/2", (), ["run 2 has a number, but no event"], 3),
+        ("run/2", (1,), ["run/2 has 1 of 2 events"], 3),
+    ],
+)
+def test_what_is_lost_is_told_and_no_number_is_given_twice(
+    stream: str, seqs: tuple[int, ...], told: list[str], next_run: int
+) -> None:
+    async def scene() -> None:
+        store = await two_runs()
+        assert read(store)[0].lacking == []
+        store.append([Row("run/2", 2, "", *ev.encode(END))])
+        store.lose(stream, *seqs)
+        ledger, _ = read(store)
+        assert len(ledger.lacking) == len(told), ledger.lacking
+        for text, expected in zip(ledger.lacking, told, strict=True):
+            assert text.startswith(expected)
+        assert (ledger.last, (await ledger.number(opened("3")))[0]) == (2, next_run)
+
+    play(scene())
+
+
+@pytest.mark.parametrize(
+    ("seqs", "told"),
+    [
+        ((1,), "run/1: event 1 is missing"),
+        ((2, 3), "run/1: events 2 to 3 are missing"),
+        ((), "run/1: all events are missing"),
+    ],
+)
+def test_a_gap_in_a_run_is_named(seqs: tuple[int, ...], told: str) -> None:
+    store = MemoryStateStore()
+    store.append([Row("run/1", seq, "", *ev.encode(END)) for seq in range(1, 6)])
+    assert len(read_run(store, 1)) == 5
+    store.lose("run/1", *seqs)
+    with pytest.raises(DataLossError, match=f"{told}.*restore a backup"):
+        read_run(store, 1)

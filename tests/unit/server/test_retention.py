@@ -1,4 +1,6 @@
 import asyncio
+import errno
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +102,7 @@ class Scene:
         )
 
     def _read(self, run: int) -> Sequence[ev.Event]:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         self.reads.append(run)
         if self.trouble:
             raise self.trouble
@@ -249,6 +251,52 @@ def test_nothing_is_freed_while_a_log_cannot_be_read(scene: Scene) -> None:
         scene.trouble = None
         await scene.free("x")
         await until(lambda: scene.here() == set())
+
+    play(play_it())
+
+
+def test_many_who_free_at_once_read_a_log_once(scene: Scene) -> None:
+    async def play_it() -> None:
+        scene.put("x", "y")
+        scene.ended |= {run: [opened(), END] for run in range(1, 4)}
+        await asyncio.gather(scene.free("x"), scene.free("y"), scene.free())
+        assert scene.reads == [1, 2, 3]
+        assert scene.here() == set()
+
+    play(play_it())
+
+
+def test_what_a_deleted_run_needed_is_needed_no_more(scene: Scene) -> None:
+    async def play_it() -> None:
+        scene.put("update 1")
+        scene.ended[1] = [*scene.log(1), END]
+        await scene.free("update 1")
+        assert scene.here() == {"update 1"}
+        del scene.ended[1]
+        await scene.free("update 1")
+        assert scene.here() == set()
+        assert not scene.retention._needed
+
+    play(play_it())
+
+
+def test_a_blob_that_cannot_be_deleted_keeps_no_other(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play_it() -> None:
+        texts = [f"{number}" for number in range(9)]
+        scene.put(*texts)
+        bad, delete = scene.digest("4"), scene.blobs.delete
+
+        def failing(digest: str) -> None:
+            if digest == bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            delete(digest)
+
+        monkeypatch.setattr(scene.blobs, "delete", failing)
+        await scene.free(*texts)
+        assert scene.here() == {"4"}
+        assert f"blob {bad} stays for now: [Errno 5]" in caplog.text
 
     play(play_it())
 

@@ -11,6 +11,7 @@ from flplatform.core import events as ev
 from flplatform.core.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
+    FLError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
@@ -20,7 +21,7 @@ from flplatform.core.errors import (
 from flplatform.core.messages import ModelRef, TaskId
 from flplatform.core.ports import Row
 from flplatform.core.workflow import Abort
-from flplatform.server import ledger, past_runs
+from flplatform.server import ledger, past_runs, runs
 from flplatform.server.runs import UNREADABLE
 from tests.support.stores import MemoryStateStore
 from tests.support.workflows import job
@@ -278,6 +279,41 @@ def test_a_restart_goes_on_with_what_has_not_ended(scene: Scene) -> None:
     play(it())
 
 
+@pytest.mark.parametrize("error", [UnavailableError("lost"), ResourceExhaustedError("no files")])
+def test_a_run_whose_log_cannot_be_read_for_a_moment_goes_on_when_it_can(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, error: FLError
+) -> None:
+    monkeypatch.setattr(runs, "RETRY_S", 0.001)
+
+    async def it() -> None:
+        scene.obeying("a", "b")
+        await scene.submit(rounds=2)
+        await scene.do("a")
+        await scene.close()
+        scene.boot()
+        read, failing = scene.store.read, [error] * 3
+
+        def unsteady(stream: str, after: int = 0) -> Any:
+            if stream != ev.FEDERATION and failing:
+                raise failing.pop()
+            return read(stream, after)
+
+        monkeypatch.setattr(scene.store, "read", unsteady)
+        scene.runs.open()
+        assert scene.runs.summaries()[0].status == "unreadable"
+        assert scene.runs.ended(1) == "", "its sites keep it"
+        await until(scene.runs.active)
+        assert failing == []
+        scene.obeying("a", "b")
+        await scene.do("b")
+        await whole_run(scene, "a", "b")
+        await scene.ended()
+        assert scene.runs.ended(1) == "finished"
+        await scene.close()
+
+    play(it())
+
+
 def test_a_run_that_lacked_nothing_but_a_site_goes_on_after_a_restart(scene: Scene) -> None:
     """All sites of a run are presumed to be there then: none of them makes a change by coming."""
 
@@ -367,6 +403,55 @@ def test_a_run_of_a_newer_release_stays_as_it_is(scene: Scene) -> None:
             with pytest.raises(UnavailableError, match="Telepathy"):
                 look(1)
         assert await scene.submit() == 3
+        await scene.close()
+
+    play(it())
+
+
+@pytest.mark.parametrize("seq", [1, 2])
+def test_a_run_that_lacks_an_event_stays_as_it_is(scene: Scene, seq: int) -> None:
+    async def it() -> None:
+        scene.obeying("a", "b")
+        await scene.submit()
+        await scene.submit()
+        await until(lambda: len(scene.events(1)) > 3)
+        scene.store.lose("run/1", seq)
+        await scene.restart()
+        assert [actor.run for actor in scene.runs.active()] == [2]
+        summary = scene.runs.summaries()[0]
+        assert (summary.status, f"event {seq} is missing" in summary.reason) == (UNREADABLE, True)
+        assert scene.runs.loss.startswith("the event log has lost events: run/1 has ")
+        await scene.close()
+
+    play(it())
+
+
+def test_a_job_is_taken_after_the_numbers_of_runs_were_lost(scene: Scene) -> None:
+    async def it() -> None:
+        await scene.submit()
+        scene.store.lose(ev.FEDERATION)
+        await scene.restart()
+        assert await scene.submit() == 2
+        assert [summary.run for summary in scene.runs.summaries()] == [2]
+        await scene.close()
+
+    play(it())
+
+
+def test_nothing_is_freed_while_an_ended_run_lacks_its_end(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def it() -> None:
+        await scene.submit()
+        await scene.actor(1).tell(Abort("x"))
+        await scene.ended(1)
+        await until(lambda: len(scene.store.read(ev.FEDERATION)) == 2)
+        scene.store.lose("run/1", scene.store.read("run/1")[-1].seq)
+        await scene.restart()
+        unused = scene.model(5.0).digest
+        await scene.runs.retention.free([unused])
+        assert scene.blobs.has(unused)
+        assert "run/1: its last events are missing" in caplog.text
         await scene.close()
 
     play(it())
@@ -637,6 +722,7 @@ def test_trouble_in_the_background_is_logged(
         assert "the store is gone" in caplog.text
         await scene.close()
         scene.runs.roster_changed(["a"])
+        scene.runs.background.later(broken())
         assert scene.runs.background._tasks == set()
 
     play(it())

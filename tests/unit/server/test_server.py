@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from flplatform.core.errors import (
     ModelFormatError,
     NotFoundError,
     PermissionDeniedError,
+    ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -33,6 +35,7 @@ from flplatform.core.messages import ModelRef
 from flplatform.files.digest import digest_of_file
 from flplatform.files.modelfile import save
 from flplatform.rpc.channel import TOKEN_KEY, open_channel
+from flplatform.rpc.errors import REPLACED_TOKEN
 from flplatform.rpc.transfers import fetch_blob, send_blob
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
@@ -44,7 +47,7 @@ from flplatform.server.server import FATAL_EXIT, FederatedServer, Trust
 from flplatform.store.blobs import FileBlobStore
 from tests.support.federation import Federation, provision
 from tests.support.workflows import job
-from tests.unit.server.scene import DEADLINE_S, identity, play, refused, until
+from tests.unit.server.scene import DEADLINE_S, identity, play, refused, settle, until
 
 REFUSED = 30
 """Calls without a token, one after the other."""
@@ -355,7 +358,7 @@ def test_health(federation: Federation) -> None:
                 trusted_pem=kit.trust.tls_roots("server"),
             ) as channel:
                 stub = health_pb2_grpc.HealthStub(channel)
-                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
             assert server.clients.live() == set(), "asking is not registering"
 
@@ -389,6 +392,54 @@ def test_who_has_ever_registered_is_remembered(
 
     with caplog.at_level(logging.ERROR):
         play(it())
+
+
+def test_without_a_thread_it_goes_on(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def it() -> None:
+        ends: list[bool] = []
+        async with serving(federation, ends.append) as server:
+
+            def none(_: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            one = SiteAt(federation, "site-1")
+            await settle()  # all loops are at work
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", none)
+                server.clients.register(identity("site-2"), "peer")
+                await until(lambda: "sites.json cannot be written: no thread" in caplog.text)
+            await one.session.register("")
+            path = server._sites_file
+            await until(lambda: path.exists() and "site-1" in path.read_text())
+            assert ends == []
+            await one.session.close("bye")
+
+    play(it())
+
+
+def test_what_a_worker_could_not_begin_is_not_done_for_nobody(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the part of an upload: nobody would let go of it, and the upload could never go on."""
+
+    async def it() -> None:
+        async with serving(federation) as server:
+            done: list[str] = []
+
+            def none(_: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", none)
+                with pytest.raises(ResourceExhaustedError):
+                    server.workers.submit(done.append, "refused")
+            server.workers.submit(done.append, "later").result()
+            assert done == ["later"]
+
+    play(it())
 
 
 # ---- trust and audit ----------------------------------------------------------------------------
@@ -426,7 +477,7 @@ def test_revoking_reaches_a_running_server(
     async def _heartbeat(site: SiteAt) -> Any:
         stub = pb_grpc.FederatedTrainingStub(site.session._open()[0])
         sent = ((TOKEN_KEY, site.session.token),)
-        return await stub.Heartbeat(pb.HeartbeatRequest(), metadata=sent, timeout=10)
+        return await stub.Heartbeat(pb.HeartbeatRequest(), metadata=sent, timeout=30)
 
     with caplog.at_level(logging.ERROR):
         play(it())
@@ -463,6 +514,8 @@ def test_refusals_are_audited_but_for_dead_tokens(federation: Federation) -> Non
             server.note_refusal("/m", "a", "peer", PermissionDeniedError("no", rule="r"))
             server.note_refusal("/m", "", "peer", UnauthenticatedError("who?"))
             server.note_refusal("/m", "a", "peer", UnauthenticatedError("dead", rule="token"))
+            again = UnauthenticatedError("dead", rule=REPLACED_TOKEN)
+            server.note_refusal("/m", "a", "peer", again)
         records = [(line["actor"], line["reason"]) for line in _audit(federation)]
         assert records == [("a", "no (rule: r)"), ("unknown", "who?")]
 

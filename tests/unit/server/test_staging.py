@@ -420,6 +420,56 @@ def test_uploads_that_nobody_used_are_collected_after_a_day(
     play(it())
 
 
+@pytest.mark.parametrize(
+    ("stream", "seqs"),
+    [("federation", ()), ("federation", (1,)), ("run/1", ()), ("run/1", (1,)), ("run/1", (2,))],
+)
+def test_no_model_is_removed_because_events_were_lost(
+    scene: Scene,
+    make: Make,
+    caplog: pytest.LogCaptureFixture,
+    stream: str,
+    seqs: tuple[int, ...],
+) -> None:
+    async def it() -> None:
+        scene.obeying("a", "b")
+        for value in (1.0, 2.0):
+            run = await scene.submit(rounds=1)
+            for site in ("a", "b"):
+                await until(lambda: scene.runs.tasks.of(site))  # noqa: B023 - at once
+                await scene.do(site, value)
+            await scene.ended(run)
+        await until(lambda: len(scene.store.read(ev.FEDERATION)) == 4)
+        before = set(scene.blobs.digests())
+        for digest in before:
+            age(scene.blobs.path(digest))
+        scene.store.lose(stream, *seqs)
+        await scene.restart()
+        control = make()
+        for _ in range(2):
+            await control.staging.collect()
+        assert set(scene.blobs.digests()) == before
+        assert caplog.text.count("what no run needs is kept, it may be a model") == 1
+        assert control.server().trouble.startswith("the event log has lost events: ")
+        await scene.close()
+
+    play(it())
+
+
+def test_a_number_whose_run_lost_it_is_not_given(scene: Scene, make: Make) -> None:
+    async def it() -> None:
+        await scene.submit()
+        await scene.submit()
+        scene.store.lose(ev.FEDERATION, 2)
+        await scene.restart()
+        error = await refused(make().staging.reserve(2, "amy", "hub"))
+        assert "numbers below 2 are not given any more" in error.message
+        await make().staging.reserve(3, "amy", "hub")
+        await scene.close()
+
+    play(it())
+
+
 def test_an_upload_that_is_repeated_is_as_new(scene: Scene) -> None:
     model = scene.model(8.0)
     age(scene.blobs.path(model.digest))
@@ -438,7 +488,7 @@ def test_collecting_goes_on_after_an_error(
         async def collect() -> None:
             nonlocal tries
             tries += 1
-            raise OSError("the disk is gone")
+            raise OSError("the disk is gone") if tries == 1 else RuntimeError("no new thread")
 
         monkeypatch.setattr(staging, "collect", collect)
         keeping = asyncio.create_task(staging.keep_clean())

@@ -453,6 +453,26 @@ def test_a_finished_upload_is_taken_in(scene: Scene) -> None:
     play(it())
 
 
+def test_what_comes_of_an_upload_after_its_task_goes_when_it_breaks_off(scene: Scene) -> None:
+    """It waited for a thread while its task was settled."""
+    incoming = scene.folder / "blobs" / "incoming"
+
+    async def it() -> None:
+        await training(scene)
+        blob = ModelRef(OTHER_DIGEST, scene.actor().manifest.file_bytes())
+        for over in (False, True):
+            manifest = scene.training.admit_upload(caller("a"), str(TRAIN), blob)
+            if over:
+                await scene.actor().tell(Abort("amy"))
+            scene.blobs.receive(str(TRAIN), blob, manifest).suspend()
+            scene.training.note_broken_off(str(TRAIN))
+            await settle()
+            assert bool(list(incoming.iterdir())) == (not over)
+        await scene.close()
+
+    play(it())
+
+
 def test_downloads_are_for_a_sites_own_runs(scene: Scene) -> None:
     async def it() -> None:
         await training(scene)

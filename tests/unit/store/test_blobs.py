@@ -393,6 +393,77 @@ def test_a_kept_part_that_is_damaged_starts_anew_instead_of_blaming_the_sender(
     assert store.path(REF.digest).read_bytes() == DATA
 
 
+class Failing(part_file.FileIO):
+    """A part file of which the calls in `failing` fail, once each."""
+
+    failing: list[str]
+
+    def read(self, size: int = -1) -> bytes:
+        self._fail("read")
+        return super().read(size) or b""
+
+    def close(self) -> None:
+        was_open = not self.closed
+        super().close()
+        if was_open:
+            self._fail("close")
+
+    def _fail(self, name: str) -> None:
+        if name in self.failing:
+            self.failing.remove(name)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_kept_part_that_cannot_be_read_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every try would meet the same sector."""
+    store = FileBlobStore(tmp_path)
+    part_of(tmp_path, "t").write_bytes(DATA[:1000])
+    monkeypatch.setattr(Failing, "failing", ["read"], raising=False)
+    monkeypatch.setattr(part_file, "FileIO", Failing)
+    writer = store.receive("t", REF)
+    assert writer.offset == 0
+    writer.write(DATA)
+    writer.commit()
+    assert store.path(REF.digest).read_bytes() == DATA
+
+
+def test_a_part_that_fails_to_close_can_be_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system tells only then that a write has failed."""
+    store = FileBlobStore(tmp_path)
+    monkeypatch.setattr(Failing, "failing", ["close"], raising=False)
+    monkeypatch.setattr(part_file, "FileIO", Failing)
+    writer = store.receive("t", REF)
+    writer.write(DATA[:1000])
+    with pytest.raises(OSError, match="Input/output"):
+        writer.suspend()
+    writer.suspend()
+    again = store.receive("t", REF)
+    assert again.offset == 1000
+    again.suspend()
+
+
+def test_a_part_that_cannot_be_deleted_holds_up_no_other_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlink(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = FileBlobStore(tmp_path)
+    writer = store.receive("t", REF)
+    writer.write(DATA[:1000])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(OSError, match="Input/output"):
+            writer.discard()
+    again = store.receive("t", REF)
+    assert again.offset == 1000
+    again.suspend()
+
+
 AS_OWNER = """
 import os, sys
 from pathlib import Path

@@ -1,20 +1,28 @@
 """A server's state as a server leaves it, made once; every test gets a copy to spoil."""
 
 import asyncio
+import base64
+import json
 import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from flplatform.core import events as ev
+from flplatform.core.ports import Row
 from flplatform.security.audit import AuditLog, KitSeal
+from flplatform.security.signing import StartOrder, sign_order
+from flplatform.server.upkeep.log_id import LOG_ID
 from flplatform.server.upkeep.place import Place
 from flplatform.store.state import SqlStateStore
-from tests.support.federation import provision
+from tests.support.federation import Federation, provision
 from tests.unit.server.scene import Scene, play, until
 
 ROUNDS = 3
@@ -42,6 +50,25 @@ async def _work(scene: Scene) -> None:
         await scene.ended(run)
 
 
+def _ordered(row: Row, federation: Federation) -> Row:
+    """Have an admin sign for the opening of a run, as a server demands it."""
+    if row.type != ev.RunOpened.__name__:
+        return row
+    body = json.loads(row.body)
+    now = datetime.now(UTC)
+    order = StartOrder(
+        project=federation.open("admin").identity.project,
+        issued_at=now,
+        not_after=now + timedelta(hours=1),
+        submission_id=body["submission_id"],
+        job_digest=body["job_blob"]["digest"].partition(":")[2],
+        sites=tuple(body["sites"]),
+    )
+    signed = sign_order(order, federation.key("admin"), federation.open("admin").chain)
+    body["order"] = base64.b64encode(signed.to_bytes()).decode()
+    return replace(row, body=json.dumps(body))
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kit of a server with two runs."""
@@ -55,7 +82,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         play(_work(scene))
     with closing(SqlStateStore(state / "events.db", lambda _error: None)) as store:
         for stream in scene.store.streams():
-            store.append(scene.store.read(stream)).result()
+            store.append([_ordered(row, federation) for row in scene.store.read(stream)]).result()
+        (state / LOG_ID).touch(0o600)
+        (state / LOG_ID).write_text(f"{store.origin}\n")
     audit = AuditLog(state / "audit.jsonl", "server", seal=KitSeal(kit))
     for number in range(5):
         audit.record({"name": "lead"}, f"command {number}", "allowed")

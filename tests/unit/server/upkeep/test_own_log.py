@@ -196,6 +196,7 @@ def test_a_backup_of_the_release_before(place: Place, tmp_path: Path, postgres: 
     (place.kit.folder / "local" / "resources.yml").write_text("reserve_bytes: 0\n")
     with closing(sqlite3.connect(place.folder / "events.db")) as database:
         database.executescript("DROP TABLE origin; UPDATE schema_version SET version = 2")
+    (place.folder / LOG_ID).unlink()
     back_up(place, tmp_path / "b")
     restore(tmp_path / "b", place, move_aside=True)
     assert not (place.folder / LOG_ID).exists()

@@ -10,12 +10,12 @@ from flplatform.core import events as ev
 from flplatform.core.errors import FailedPreconditionError
 from flplatform.server.upkeep import restore as restoring
 from flplatform.server.upkeep.backup import back_up
+from flplatform.server.upkeep.log_id import OwnLog
 from flplatform.server.upkeep.place import Place
 from flplatform.server.upkeep.replay import replay_run
 from flplatform.server.upkeep.restore import restore
 from flplatform.server.upkeep.verify import verify_state
 from flplatform.store.snapshot import open_store, snapshot
-from flplatform.store.state import SqlStateStore
 from tests.support.postgres import Cluster
 
 
@@ -29,7 +29,7 @@ def test_there_and_back(place: Place, postgres: Cluster, tmp_path: Path) -> None
     with place.snapshot() as log:
         rows = {stream: log.read(stream) for stream in log.streams()}
     here = moved(place, postgres.url(postgres.new_schema()))
-    with closing(SqlStateStore(here.target, lambda _error: None)) as store:
+    with closing(open_store(here.target, OwnLog.of(here).id)) as store:
         for stream in rows.values():
             store.append(stream).result()
         assert not verify_state(here, deep=True).problems  # beside the writer
@@ -71,3 +71,19 @@ def test_a_restore_that_did_not_end(
         restore(tmp_path / "two", here)
     restore(tmp_path / "one", here)
     assert not verify_state(here, deep=True).problems
+
+
+def test_a_log_with_a_gap(place: Place, postgres: Cluster, tmp_path: Path) -> None:
+    back_up(place, tmp_path / "one")
+    shutil.rmtree(place.folder)
+    schema = postgres.new_schema()
+    here = moved(place, postgres.url(schema))
+    restore(tmp_path / "one", here)
+    postgres.execute("DELETE FROM events WHERE stream='run/1' AND seq=4", schema=schema)
+    with here.snapshot() as log:
+        rows, origin = log.read("run/1"), log.origin
+    made = back_up(here, tmp_path / "two", damaged=True)
+    assert any("I1 gapless stream: event 4 is missing" in each for each in made.problems)
+    with snapshot(tmp_path / "two" / "events.db") as copied:
+        assert (copied.read("run/1"), copied.origin) == (rows, origin)
+    assert not [*(tmp_path / "two").glob("events.db?*")]

@@ -43,7 +43,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "process.lock"
+        if path.is_file() and path.suffix != ".lock"
     }
 
 
@@ -203,7 +203,7 @@ def test_what_fails_before_the_swap_changes_nothing(
             restore(backup, place, move_aside=True)
     assert files_in(tmp_path) == before
     demand_finished(place.kit)
-    assert not (place.kit.folder / building.BUILDING).exists()
+    assert not (place.kit.folder / f"state{building.BUILDING}").exists()
     restore(backup, place, move_aside=True)
     assert rows(place.target) == rows(backup / "events.db")
 

@@ -1,6 +1,7 @@
 """A restore that is killed at any of its steps: the old state, the new one, or no server at all."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from flplatform.core import events as ev
-from flplatform.core.errors import ConfigError, FailedPreconditionError
+from flplatform.core.errors import ConfigError, FailedPreconditionError, FLError
 from flplatform.server.upkeep import restore as restoring
 from flplatform.server.upkeep.backup import back_up
 from flplatform.server.upkeep.place import Place
@@ -51,6 +52,15 @@ def elsewhere(kit: Path) -> Place:
 
 
 def with_state(kit: Path) -> Place:
+    return Place.of(kit)
+
+
+def linked(kit: Path) -> Place:
+    """Keep the state on another disk."""
+    folder = kit.parent / "disk" / "state"
+    folder.parent.mkdir()
+    (kit / "state").rename(folder)
+    (kit / "state").symlink_to(folder)
     return Place.of(kit)
 
 
@@ -101,7 +111,7 @@ def kits(kit: Path, tmp_path: Path) -> Iterator[Path]:
     return copies()
 
 
-@pytest.mark.parametrize("layout", [with_state, elsewhere, elsewhere_without_state])
+@pytest.mark.parametrize("layout", [with_state, linked, elsewhere, elsewhere_without_state])
 def test_killed_at_every_step(
     kit: Path, kits: Iterator[Path], tmp_path: Path, layout: Callable[[Path], Place]
 ) -> None:
@@ -127,16 +137,16 @@ def test_killed_at_every_step(
         with pytest.raises(ConfigError, match=REPEAT + str(backup)):
             demand_finished(place.kit)
         assert any("a restore did not end" in each.text for each in verify_state(place).problems)
-        place.folder.mkdir(exist_ok=True)  # as a server does before it is refused
+        place.folder.resolve().mkdir(exist_ok=True)  # as a server does before it is refused
         if layout is with_state:
             killed(at, backup, place)  # the one that was to end it, too
         done = restore(backup, place) if (place.kit.folder / MARKER).exists() else None
         demand_finished(place.kit)
         assert rows(place.target) == new
         assert not verify_state(place, deep=True).problems
-        before = [*place.folder.parent.glob("state.before-*")]
+        before = [*place.folder.resolve().parent.glob("state.before-*")]
         assert len(before) == bool(old), "the former state is there, once"
-        if old and layout is with_state:
+        if old and layout in (with_state, linked):
             assert rows(before[0] / "events.db") == old
         if old and layout is elsewhere:
             (former,) = (place.kit.folder.parent / "elsewhere").glob("log.db.before-*Z")
@@ -170,7 +180,27 @@ def test_another_backup_may_end_it(
     assert rows(half / "events.db") == rows(tmp_path / "one" / "events.db")
 
 
-def test_a_damaged_marker_is_named(place: Place) -> None:
-    (place.kit.folder / MARKER).write_text("{}")
-    with pytest.raises(ConfigError, match=MARKER):
-        demand_finished(place.kit)
+@pytest.mark.parametrize("spoil", ["{", "{}", None])
+def test_a_damaged_marker(place: Place, tmp_path: Path, spoil: str | None) -> None:
+    """It says what to do, hides nothing else, and what it says helps."""
+    back_up(place, tmp_path / "backup")
+    go_on(place)
+    former, marker = rows(place.target), place.kit.folder / MARKER
+    marker.mkdir() if spoil is None else marker.write_text(spoil)
+    advice = f"did not end, and .*{MARKER}.*; remove it, then run .* --move-aside"
+    for refused in (
+        lambda: demand_finished(place.kit),
+        lambda: back_up(place, tmp_path / "no"),
+        lambda: restore(tmp_path / "backup", place, move_aside=True),
+    ):
+        with pytest.raises(FLError, match=advice):
+            refused()
+    (place.folder / "users.json").write_text("{")
+    report = verify_state(place)
+    assert [each.where for each in report.problems] == [MARKER, "state/users.json"]
+    assert report.events == len(former)
+    assert re.search(advice, report.problems[0].text)
+    marker.rmdir() if spoil is None else marker.unlink()
+    done = restore(tmp_path / "backup", place, move_aside=True)
+    assert done.aside is not None
+    assert rows(done.aside / "events.db") == former

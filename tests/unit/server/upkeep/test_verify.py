@@ -1,5 +1,6 @@
 """Every damage is found, and named."""
 
+import base64
 import json
 import os
 import re
@@ -218,6 +219,26 @@ def test_no_log(place: Place) -> None:
     shutil.rmtree(place.folder)
     with pytest.raises(NotFoundError, match="was a server started"):
         verify_state(place)
+
+
+def test_a_flipped_bit_in_a_signed_order(place: Place, sql: Sql) -> None:
+    (row,) = rows_of(place, "run/1", ev.RunOpened)
+    envelope = json.loads(base64.b64decode(json.loads(row.body)["order"]))
+    for name in ("payload", "signature", "certificate"):
+        text = envelope[name]
+        at = len(text) // 2
+        spoilt = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
+        order = base64.b64encode(json.dumps(envelope | {name: spoilt}).encode()).decode()
+        change(sql, row, order=order)
+        assert the_one(place).startswith("run/1 #1: signed order: ")
+    change(sql, row, order="?")
+    assert the_one(place).startswith("run/1 #1: signed order: ")
+    (other,) = rows_of(place, "run/2", ev.RunOpened)
+    change(sql, row, order=json.loads(other.body)["order"])
+    assert "signed order: the order is for submission" in the_one(place)
+    blob = json.loads(row.body)["job_blob"] | {"digest": f"blake3:{'0' * 64}"}
+    change(sql, row, job_blob=blob)
+    assert any("signed order: the order is to start" in str(each) for each in problems(place))
 
 
 # ---- blobs

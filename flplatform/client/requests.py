@@ -25,6 +25,7 @@ from flplatform.core.errors import (
 )
 from flplatform.core.ports import AuditSink
 from flplatform.core.strict import FromNewer, parse_json
+from flplatform.files.shortage import shortage_in
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.security.identity import Identity, TrustStore
 from flplatform.security.signing import MAX_SKEW_S, CommandOrder, Signed, StartOrder, open_order
@@ -130,11 +131,14 @@ class RequestAgent:
                 rule=error.rule or ("signature" if forged else ""),
             )
         except Exception as error:
-            log.exception("%s failed", request.topic)
+            if shortage := shortage_in(error):
+                message, rule = str(shortage), shortage.rule
+                log.warning("%s of %s failed: %s", request.topic, actor["name"], shortage)
+            else:
+                message, rule = "internal error at the site", ""
+                log.exception("%s failed", request.topic)
             self._note(actor, request, "failed", str(error))
-            return pb.SiteReply(
-                request_id=request.id, status="error", message="internal error at the site"
-            )
+            return pb.SiteReply(request_id=request.id, status="error", message=message, rule=rule)
         return pb.SiteReply(request_id=request.id, status="ok", body=body)
 
     def _note(self, actor: Body, request: pb.SiteRequest, decision: str, reason: str) -> None:
@@ -187,11 +191,20 @@ class RequestAgent:
             raise PermissionDeniedError(f"sites do not obey {name!r}", rule="closed verb table")
         self._policy.check_command(identity, order.argv, verb)
         if not verb.repeatable:
-            self._seen.use(order.id, order.not_after)
+            self._use_up(order, verb)
         asked = Asked(request.id, identity, order, request.body)
         if not verb.mutating:
             return await verb.act(asked)
         return await self._audited(actor, request, lambda: verb.act(asked))
+
+    def _use_up(self, order: CommandOrder, verb: SiteVerb) -> None:
+        try:
+            self._seen.use(order.id, order.not_after)
+        except OSError as error:
+            # A look at a site whose disk is full is how somebody finds that out. Until the id is on
+            # the disk, with the next that is, it counts once in this process, see `SeenIds.use`.
+            if verb.mutating or verb.permission != "view" or not shortage_in(error):
+                raise
 
     async def _audited(
         self,

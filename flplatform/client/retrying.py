@@ -48,13 +48,19 @@ def is_of_space(error: BaseException) -> bool:
     return isinstance(error, ResourceExhaustedError) and error.rule in ("disk", "reserve_bytes")
 
 
-async def persist(what: str, step: Callable[[], Awaitable[T]], longest_s: float) -> T:
+async def persist(
+    what: str,
+    step: Callable[[], Awaitable[T]],
+    longest_s: float,
+    pause_for: Callable[[float], Awaitable[None]] | None = None,
+) -> T:
     """Do `step` until it fails neither by connection nor server nor a shortage of this machine.
 
     Args:
         what: names it in the log.
         step: what is done.
         longest_s: longest pause between two tries.
+        pause_for: pauses for so many seconds, or less if there is a reason; default sleeps.
 
     Raises:
         FLError: an answer to `step` itself.
@@ -69,7 +75,7 @@ async def persist(what: str, step: Callable[[], Awaitable[T]], longest_s: float)
             attempt += 1
             tries = f"try {attempt} failed, next in {pause:.1f} s"
             log.log(level_of(attempt), "%s: %s: %s", what, tries, error)
-            await asyncio.sleep(pause)
+            await (pause_for or asyncio.sleep)(pause)
 
 
 async def insist(

@@ -32,9 +32,11 @@ class SeenIds:
     def use(self, order_id: str, not_after: datetime) -> None:
         """Use up an id, durably, before it is acted upon.
 
+        If that fails the id is used up as long as this process lives, and durably with the next.
+
         Raises:
             PermissionDeniedError: the id was used before.
-            OSError: it cannot be remembered, so the command must not be obeyed.
+            OSError: it cannot be remembered, so a command that changes anything must not be obeyed.
         """
         now = datetime.now(UTC).timestamp()
         if order_id in self._until:

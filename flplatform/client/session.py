@@ -1,6 +1,7 @@
 """The site's connection: register, call, and come back after every break."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from flplatform.core.errors import (
     UnavailableError,
 )
 from flplatform.rpc.channel import TOKEN_KEY, open_channel
-from flplatform.rpc.errors import from_rpc, has_error
+from flplatform.rpc.errors import REPLACED_TOKEN, from_rpc, has_error
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 from flplatform.security.kit import Kit
@@ -27,6 +28,8 @@ PROTOCOL = 1
 WAITING_CALL_S = 90.0
 """Deadline of a waiting call: the server answers after 60 s at the latest."""
 MIN_HEARTBEAT_S = 0.05
+AT_LEAST_S = 1.0
+"""So much of a pause is kept also if the server answers again meanwhile."""
 
 T = TypeVar("T")
 
@@ -47,6 +50,10 @@ class Session:
         self._lock = asyncio.Lock()
         self._address = 0
         self._channels: tuple[aio.Channel, aio.Channel] | None = None
+        self._answers = asyncio.Event()
+        self._answers.set()
+        self._registered_at = 0.0
+        self._contests = 0
         self.token = ""
         self.heartbeat_s = kit.site.heartbeat_s
         self.connected = asyncio.Event()
@@ -63,10 +70,17 @@ class Session:
             raise UnavailableError("not connected to the server")
         return self._channels[1]
 
-    async def register(self, dead_token: str) -> None:
-        """Register unless somebody else has since `dead_token` was in use; tries for ever."""
+    async def register(self, dead_token: str, *, replaced: bool = False) -> None:
+        """Register unless somebody else has since `dead_token` was in use; tries for ever.
+
+        Args:
+            dead_token: what is not valid any more.
+            replaced: whether the server says that this site has registered again, elsewhere.
+        """
         async with self._lock:
             attempt = 0
+            if replaced and self.token == dead_token:
+                await self._yield_contest()
             while self.token == dead_token:
                 self.connected.clear()
                 try:
@@ -76,10 +90,27 @@ class Session:
                     attempt += 1
                     tries = f"try {attempt} failed, next in {pause:.1f} s"
                     level = logging.WARNING if attempt == 1 else level_of(attempt)
-                    log.log(level, "cannot register: %s: %s", tries, error)
+                    where = self._server_address()
+                    log.log(level, "cannot register with %s: %s: %s", where, tries, error)
                     self._address += 1
                     await self._close_channels()
                     await asyncio.sleep(pause)
+
+    async def _yield_contest(self) -> None:
+        """Pause ever longer while another process takes this site's registration again and again.
+
+        The first time it may be a registration of this process that was late or doubled on its way.
+        """
+        longest_s = self._kit.site.backoff_max_s
+        lived_s = asyncio.get_running_loop().time() - self._registered_at
+        self._contests = self._contests + 1 if lived_s < 2 * longest_s else 1
+        if self._contests == 1:
+            return
+        pause = backoff_s(self._contests, longest_s)
+        text = "somebody else has registered as this site: is its kit in use elsewhere? Next in"
+        log.log(level_of(self._contests), "%s %.1f s", text, pause)
+        self.connected.clear()
+        await asyncio.sleep(pause)
 
     async def _register_once(self) -> None:
         control, _ = self._open()
@@ -95,6 +126,8 @@ class Session:
         self.token = reply.token
         self.heartbeat_s = min(self._kit.site.heartbeat_s, max(MIN_HEARTBEAT_S, reply.heartbeat_s))
         self.connected.set()
+        self._answers.set()
+        self._registered_at = asyncio.get_running_loop().time()
         self.registrations += 1
         log.info("registered with %s", self._server_address())
 
@@ -144,12 +177,16 @@ class Session:
             control, _ = self._open()
             broken = False
             try:
-                return await getattr(service(control), method)(
+                reply = await getattr(service(control), method)(
                     request, timeout=timeout_s, metadata=((TOKEN_KEY, token),)
                 )
+                self._answers.set()
+                return reply
             except aio.AioRpcError as error:
                 failure = from_rpc(error)
                 broken = isinstance(failure, UnavailableError) and not has_error(error)
+                if broken:
+                    self._answers.clear()
             except (asyncio.CancelledError, aio.BaseError) as error:
                 failure = _closed(error)
             if isinstance(failure, DeadlineExceededError):
@@ -160,7 +197,7 @@ class Session:
                 raise failure
             if last:  # another registration, late or doubled on its way, has overtaken this one
                 raise UnavailableError(failure.message)
-            await self.register(token)
+            await self.register(token, replaced=failure.rule == REPLACED_TOKEN)
         raise AssertionError("unreachable")
 
     async def training(self, method: str, request: Any, timeout_s: float = 0) -> Any:
@@ -193,8 +230,8 @@ class Session:
         token = self.token
         try:
             return await self._move(move, token)
-        except UnauthenticatedError:
-            await self.register(token)
+        except UnauthenticatedError as error:
+            await self.register(token, replaced=error.rule == REPLACED_TOKEN)
         try:
             return await self._move(move, self.token)
         except UnauthenticatedError as error:  # see `call`
@@ -210,7 +247,17 @@ class Session:
 
     async def persist(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
         """Do `step` until it is answered; see `retrying.persist`."""
-        return await persist(what, step, self._kit.site.backoff_max_s)
+        return await persist(what, step, self._kit.site.backoff_max_s, self._pause)
+
+    async def _pause(self, seconds: float) -> None:
+        """Pause; if the connection is broken, until the server answers again at the longest."""
+        if self._answers.is_set():
+            await asyncio.sleep(seconds)
+            return
+        await asyncio.sleep(min(AT_LEAST_S, seconds))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds - AT_LEAST_S):
+                await self._answers.wait()
 
     async def repeat(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
         """Do `step` for ever; a refusal or a defect is logged, then a pause and the next try."""
@@ -226,7 +273,7 @@ class Session:
             except Exception:
                 log.exception("%s: a defect of this program, next try in %.1f s", what, pause)
             attempt += 1
-            await asyncio.sleep(pause)
+            await self._pause(pause)
 
     async def close(self, reason: str) -> None:
         """Say goodbye if that is possible, and close the connection."""

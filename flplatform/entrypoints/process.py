@@ -25,7 +25,7 @@ from flplatform.core.errors import (
     FLError,
     ResourceExhaustedError,
 )
-from flplatform.files.durable import private_dir, write_atomic
+from flplatform.files.durable import private_dir, remove_temporaries, write_atomic
 from flplatform.files.error_log import ErrorLog
 from flplatform.files.lock import PROCESS_LOCK, held, is_same
 from flplatform.files.shortage import shortage_in
@@ -212,15 +212,21 @@ class _Ending:
         os._exit(code)
 
 
-async def _watch_kit(path: Path, lock: int, gone: Callable[[], None]) -> None:
-    """Call `gone` once the lock that is held is not the kit's any more."""
-    while is_same(lock, path):
-        await asyncio.sleep(KIT_WATCH_S)
+async def _watch_kit(kit: Kit, lock: int, end_with: Callable[[int], None]) -> None:
+    """End once the lock that is held is not the kit's any more, or its state folder is lost."""
+    state = kit.state_folder().resolve()
+    folder = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while (held_here := is_same(lock, kit.folder / PROCESS_LOCK)) and is_same(folder, state):
+            await asyncio.sleep(KIT_WATCH_S)
+    finally:
+        os.close(folder)
+    # Without its state a process can begin anew; another kit in the place of this one it is not.
     log.critical(
         "%s was moved, removed or made anew: what is written now would be lost, so it ends",
-        path.parent,
+        state if held_here else kit.folder,
     )
-    gone()
+    end_with(EXIT_FAILED if held_here else EXIT_CONFIG)
 
 
 async def _serve(
@@ -248,15 +254,13 @@ async def _serve(
             logging.shutdown()
             os._exit(EXIT_FAILED)
 
-    private_dir(kit.state_folder())
+    remove_temporaries(private_dir(kit.state_folder()))
     ready = kit.state_folder() / READY_FILE
     ready.unlink(missing_ok=True)
     service = make(kit, end)
     for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    watch = asyncio.create_task(
-        _watch_kit(kit.folder / PROCESS_LOCK, lock, lambda: end_with(EXIT_CONFIG))
-    )
+    watch = asyncio.create_task(_watch_kit(kit, lock, end_with))
     code = EXIT_FAILED
     try:
         facts = await service.start()

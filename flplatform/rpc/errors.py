@@ -29,6 +29,13 @@ MAX_BYTES = {"code": 60, "message": 4000, "field": 400, "hint": 1000, "rule": 40
 """What each part of an error may take: all of it must fit into 16 KiB of metadata, base64 and
 the details included, or gRPC puts an error of its own in its place."""
 
+REPLACED_TOKEN = "replaced token"  # noqa: S105 - the name of a rule
+"""Rule by which a token is refused after which its site has registered again."""
+
+_SILENT = "Endpoint closing", "ping timeout"
+_FOREIGN = "OK", "Socket closed", "Handshake read failed", "Failed parsing HTTP/2"
+"""What gRPC says of a peer that says nothing, and of one that ends or garbles the handshake."""
+
 _STATUS: dict[type[FLError], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -104,9 +111,14 @@ def from_rpc(error: grpc.RpcError) -> FLError:
             return built
     cls = _BY_STATUS.get(error.code(), InternalError)
     details = error.details() or "no details"
+    if cls is UnavailableError and any(text in details for text in _SILENT):
+        return UnavailableError("no connection: the server does not answer")
     if cls is UnavailableError and "failed to connect" in details:
         # gRPC tells the whole story of all addresses; its last clause is the reason.
-        return UnavailableError(f"no connection: {details.rpartition(': ')[2]}")
+        reason = details.rpartition(": ")[2]
+        if reason.startswith(_FOREIGN):
+            reason = "what answers there does not do so as the server: is the port right?"
+        return UnavailableError(f"no connection: {reason}")
     if cls is UnavailableError and "Socket closed" in details:
         return UnavailableError("the connection broke")
     return cls(f"{error.code().name.lower()}: {details}")

@@ -18,6 +18,7 @@ from flplatform.core.errors import (
     UnauthenticatedError,
 )
 from flplatform.core.workflow import Roster
+from flplatform.rpc.errors import REPLACED_TOKEN
 from flplatform.security.denials import Denials
 from flplatform.security.identity import Identity
 
@@ -30,6 +31,13 @@ LOOK_S = 1.0
 
 STANDSTILL = 0.1
 """A look that is late by more than this share of the dead time was held up by a standstill."""
+
+
+CONTEST_S = 60.0
+"""Two processes that take a site's registration from each other do so within so long."""
+
+CONTESTS = 5
+"""Of such changes in a row this is the first that is told; afterwards ever fewer are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +53,23 @@ class RunReport:
 
 @dataclass(slots=True)
 class Client:
-    """One registered site."""
+    """One registered site.
+
+    Attributes:
+        since: when it registered, monotonic.
+        contested: whether a token came since then that this registration replaced: whoever had it
+            lives on, as a site that was started again does not.
+        contests: how often in a row a registration was contested, and soon replaced.
+    """
 
     identity: Identity
     peer: str
     token_hash: bytes
     token_since: float
     last_seen: float
+    since: float
+    contests: int = 0
+    contested: bool = False
     version: str = ""
     isolation: str = ""
     reports: tuple[RunReport, ...] = ()
@@ -116,8 +134,17 @@ class ClientManager:
         token = secrets.token_urlsafe(32)
         now = self.clock()
         came = name not in self.live()
+        contests = self._contests(name, peer, now)
         self._clients[name] = Client(
-            identity, peer, _hash(token), now, now, version=version, isolation=isolation
+            identity,
+            peer,
+            _hash(token),
+            now,
+            now,
+            now,
+            contests,
+            version=version,
+            isolation=isolation,
         )
         self._presumed.pop(name, None)
         self.known[name] = identity.organisation
@@ -129,6 +156,21 @@ class ClientManager:
             self.changed([name])
         return token
 
+    def _contests(self, name: str, peer: str, now: float) -> int:
+        """Return how often in a row two processes took this site's registration from each other."""
+        before = self._clients.get(name)
+        if before is None or not before.contested or now - before.since > CONTEST_S:
+            return 0
+        count, rest = divmod(before.contests + 1, CONTESTS)
+        if rest == 0 and count.bit_count() == 1:
+            text = "%s registers again and again, from %s and %s: do two processes use its kit?"
+            log.warning(text, name, before.peer, peer)
+        return before.contests + 1
+
+    def is_contested(self, client: Client) -> bool:
+        """Return whether two processes seem to use a site's kit now."""
+        return client.contests >= CONTESTS and self.clock() - client.since <= CONTEST_S
+
     def check_token(self, identity: Identity, token: str) -> None:
         """Accept a live token of this very certificate, and note that the site is alive.
 
@@ -137,9 +179,15 @@ class ClientManager:
         """
         client = self._clients.get(identity.name)
         now = self.clock()
+        if client is not None and not secrets.compare_digest(client.token_hash, _hash(token)):
+            client.contested = True
+            raise UnauthenticatedError(
+                f"{identity.name} has registered again since: this token is not valid any more",
+                rule=REPLACED_TOKEN,
+                hint="register again",
+            )
         if (
             client is None
-            or not secrets.compare_digest(client.token_hash, _hash(token))
             or client.identity.fingerprint != identity.fingerprint
             or now - client.token_since > self.token_s
         ):

@@ -28,6 +28,8 @@ COLUMNS = (
 
 UNREACHABLE = ABSENT | {"expected"}
 
+CONTESTED = "registers again and again: do two processes use its kit?"
+
 
 @dataclass(frozen=True, slots=True)
 class Activity:
@@ -86,7 +88,9 @@ class StatusModule:
         for name in targets.sites:
             site = sites.get(name)
             cells = _site_cells(name, site, replies.get(name), runs)
-            if name in replies:
+            if site is not None and site.contested:
+                await connection.row(name, cells, status="error", detail=CONTESTED)
+            elif name in replies:
                 await write_row(connection, name, replies[name], cells)
             elif site is None or site.state in UNREACHABLE:
                 await connection.row(name, cells, status="error", detail=absence(site))

@@ -24,7 +24,7 @@ def test_what_run_processes_have_left_is_removed_at_the_start(tmp_path, monkeypa
         site = SiteClient(kit, lambda _: None)
         await site.start()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while left.folder.exists():
                     await asyncio.sleep(0.01)
         finally:

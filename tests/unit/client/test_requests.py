@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from flplatform.client import requests as module
+from flplatform.client import seen
 from flplatform.client.policy import Policy
 from flplatform.client.requests import RequestAgent, basic_verbs
 from flplatform.client.seen import SeenIds
@@ -461,9 +463,37 @@ def test_without_an_audit_nothing_happens(people, site, monkeypatch):
     refused(ask(agent, "shutdown", b"", request_id="r4"), "unsigned")
 
 
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_named_and_whoever_looks_is_answered(people, site, monkeypatch, caplog):
+    """The id of a look counts once even so, and is on the disk as soon as there is room."""
+    agent = site.agent()
+    with monkeypatch.context() as patch:
+        patch.setattr(seen, "write_atomic", full)
+        look = command(people, "check_status all")
+        assert ask(agent, "check_status", look).status == "ok"
+        refused(ask(agent, "check_status", look, request_id="r2"), "single use")
+        for number, text in enumerate(("sys_info all", "shutdown all"), start=2):
+            signed = command(people, text, number=number)
+            reply = ask(agent, text.split()[0], signed, request_id=text)
+            assert (reply.status, reply.rule) == ("error", "disk")
+            assert "the disk is full (rule: disk); free some" in reply.message
+    assert site.stops == []
+    assert "Traceback" not in caplog.text
+    assert (
+        ask(
+            agent, "check_status", command(people, "check_status all", number=4), request_id="r4"
+        ).status
+        == "ok"
+    )
+    reply = ask(site.agent(), "check_status", look, request_id="r5")
+    refused(reply, "single use")
+
+
 def test_without_a_memory_of_ids_nothing_happens(people, site):
-    seen = SimpleNamespace(use=broken)
-    reply = ask(site.agent(seen=seen), "shutdown", command(people))
+    reply = ask(site.agent(seen=SimpleNamespace(use=broken)), "shutdown", command(people))
     assert (reply.status, reply.message) == ("error", "internal error at the site")
     assert site.stops == []
     assert site.notes() == [("amy", "shutdown", "failed")]

@@ -28,7 +28,7 @@ from flplatform.core.errors import (
     UnavailableError,
 )
 from flplatform.rpc.channel import TOKEN_KEY
-from flplatform.rpc.errors import abort
+from flplatform.rpc.errors import REPLACED_TOKEN, abort
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.rpc.v1 import federated_pb2_grpc as pb_grpc
 
@@ -231,6 +231,49 @@ def test_registration_is_tried_until_it_succeeds(monkeypatch, pauses):
     play(go, monkeypatch, "127.0.0.1:1")
 
 
+def test_who_cannot_register_says_with_whom(monkeypatch, pauses, caplog):
+    async def go(session, server):
+        await beat(session)
+        assert "cannot register with 127.0.0.1:1: try 1 failed, next in" in caplog.text
+
+    play(go, monkeypatch, "127.0.0.1:1")
+
+
+REPLACED = UnauthenticatedError("replaced", rule=REPLACED_TOKEN)
+
+
+def test_whose_registration_is_taken_again_and_again_yields(monkeypatch, pauses, caplog):
+    """Another process with this kit does the same: both would register without end."""
+
+    async def go(session, server):
+        await beat(session)
+        for _ in range(6):
+            server.token = "another's"
+            server.script["Heartbeat"] = [REPLACED]
+            await beat(session)
+        # The first may be this process's own; then ever longer.
+        assert pauses == [(contest, 30.0) for contest in range(2, 7)]
+        assert server.calls.count("Register") == 7
+        assert caplog.text.count("is its kit in use elsewhere?") == 2
+        session._registered_at -= 60.0  # it was left in peace
+        server.script["Heartbeat"] = [REPLACED]
+        await beat(session)
+        assert len(pauses) == 5
+
+    play(go, monkeypatch)
+
+
+def test_a_server_that_is_started_again_and_again_slows_nobody(monkeypatch, pauses):
+    async def go(session, server):
+        for _ in range(20):
+            server.token = "none yet"
+            await beat(session)
+        assert server.calls.count("Register") == 20
+        assert pauses == []
+
+    play(go, monkeypatch)
+
+
 def test_a_channel_that_is_closed_under_a_call_cancels_nobody(monkeypatch, pauses):
     """A registration that fails closes the channels, also under a call that waits for long."""
 
@@ -338,6 +381,26 @@ def test_persist_goes_on_after_what_is_nobodys_fault(pauses):
         assert pauses == [(0, 30.0), (1, 30.0), (2, 30.0)]
 
     offline(go)
+
+
+def test_who_waits_for_the_server_goes_on_when_it_answers_again(monkeypatch):
+    """However long the pause after its last try would be."""
+
+    async def go(session, server):
+        await beat(session)
+        there, gone = session._open, aio.insecure_channel("127.0.0.1:1")
+        session._open = lambda: (gone, gone)
+        paused = asyncio.Event()
+        monkeypatch.setattr(retrying, "backoff_s", lambda *_: paused.set() or 3600.0)
+        waiting = asyncio.create_task(session.persist("beat", lambda: beat(session)))
+        await paused.wait()
+        session._open = there
+        await beat(session)  # somebody else's call comes through
+        await waiting
+        await gone.close()
+
+    monkeypatch.setattr(module, "AT_LEAST_S", 0.0)
+    play(go, monkeypatch)
 
 
 def test_a_server_that_stays_away_is_told_ever_more_rarely(pauses, caplog):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,8 @@ class Service:
 sys.exit(process.run(Service, "server"))
 """
 
+DEADLINE_S = 50.0
+
 
 @pytest.fixture
 def kit(tmp_path: Path) -> Path:
@@ -58,7 +61,7 @@ def started(kit: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
                 [sys.executable, "-c", program, str(kit)], stderr=subprocess.PIPE, text=True
             )
         )
-        until = time.monotonic() + 20
+        until = time.monotonic() + DEADLINE_S
         while ready and not (kit / "state" / "ready.json").exists():
             assert made[-1].poll() is None, made[-1].communicate()
             assert time.monotonic() < until
@@ -73,7 +76,7 @@ def started(kit: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
 
 def ended(running: "subprocess.Popen[str]") -> tuple[int, str]:
-    _, errors = running.communicate(timeout=20)
+    _, errors = running.communicate(timeout=DEADLINE_S)
     return running.returncode, errors
 
 
@@ -91,38 +94,45 @@ def test_a_second_process_on_a_kit_is_refused(
         pass
 
 
+def test_what_a_kill_amid_a_write_has_left_is_removed(
+    kit: Path, started: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    leftover, below = kit / "state" / ".tmp-0-seen.json", kit / "state" / "runs" / ".tmp-gone-0"
+    below.mkdir(parents=True)
+    leftover.touch()
+    started()
+    assert not leftover.exists()
+    assert below.exists(), "that is for those who own the folder"
+
+
 def test_ending_is_bounded(started: Callable[..., "subprocess.Popen[str]"]) -> None:
     """Also if the loop itself hangs."""
-    running = started(stop="time.sleep(60)", drain_s=0.3)
-    begun = time.monotonic()
+    running = started(stop="time.sleep(600)", drain_s=0.3)
     running.terminate()
-    code, errors = ended(running)
+    code, errors = ended(running)  # long before the ending would be over by itself
     assert code == process.EXIT_STOPPED
     assert "CRITICAL ending took more than 0 s and is cut short" in errors
-    assert time.monotonic() - begun < 10
 
 
 def test_a_signal_ends_what_is_still_being_made(
     kit: Path, started: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
-    running = started(make="(kit.folder / 'made').touch(); time.sleep(60)", ready=False)
-    until = time.monotonic() + 20
+    running = started(make="(kit.folder / 'made').touch(); time.sleep(600)", ready=False)
+    until = time.monotonic() + DEADLINE_S
     while not (kit / "made").exists():
         assert time.monotonic() < until
         time.sleep(0.01)
-    begun = time.monotonic()
     running.terminate()
     assert ended(running)[0] == process.EXIT_STOPPED
-    assert time.monotonic() - begun < 10
 
 
 def test_a_second_signal_does_not_wait(started: Callable[..., "subprocess.Popen[str]"]) -> None:
-    running = started(stop="self.kit.folder.joinpath('ends').touch(); await asyncio.sleep(60)")
+    running = started(stop="self.kit.folder.joinpath('ends').touch(); await asyncio.sleep(600)")
     begun = time.monotonic()
     running.terminate()
     ends = Path(running.args[-1]) / "ends"  # type: ignore[index]
     while not ends.exists():
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < DEADLINE_S
         time.sleep(0.005)
     assert running.poll() is None, "the first signal waits for what is under way"
     while running.poll() is None:  # one that comes right after the first is the same
@@ -136,8 +146,10 @@ def test_ctrl_c_is_one_signal(started: Callable[..., "subprocess.Popen[str]"]) -
     """The terminal sends it to the program, and start.sh passes it on."""
     stop = "await asyncio.sleep(0.3); self.kit.folder.joinpath('ended').touch()"
     running = started(stop=stop)
+    running.send_signal(signal.SIGSTOP)  # however slowly both are sent, it gets them together
     running.send_signal(signal.SIGINT)
     running.terminate()
+    running.send_signal(signal.SIGCONT)
     assert ended(running)[0] == process.EXIT_STOPPED
     assert (Path(running.args[-1]) / "ended").exists()  # type: ignore[index]
 
@@ -146,7 +158,7 @@ def test_a_restart_is_asked_for_also_if_ending_hangs(
     started: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
     call = "asyncio.get_running_loop().call_later(0.2, self.end, True)"
-    running = started(start=call, stop="await asyncio.sleep(60)", drain_s=0.3)
+    running = started(start=call, stop="await asyncio.sleep(600)", drain_s=0.3)
     assert ended(running)[0] == process.EXIT_RESTART
 
 
@@ -158,6 +170,29 @@ def test_it_ends_when_its_kit_is_removed_or_made_anew(
     code, errors = ended(running)
     assert code == process.EXIT_CONFIG
     assert "was moved, removed or made anew" in errors
+
+
+def test_it_ends_to_be_started_again_when_its_state_is_lost(
+    kit: Path, started: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    running = started()
+    state = kit / "state"
+    shutil.copytree(state, kit / "other")
+    shutil.rmtree(state)
+    os.rename(kit / "other", state)  # it is another one all the same
+    code, errors = ended(running)
+    assert code == process.EXIT_FAILED
+    assert f"{state} was moved, removed or made anew" in errors
+
+
+def test_its_state_may_lie_elsewhere(
+    kit: Path, started: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    (kit.parent / "elsewhere").mkdir()
+    (kit / "state").symlink_to(kit.parent / "elsewhere")
+    running = started(start="await asyncio.sleep(0.3)")  # several looks
+    running.terminate()
+    assert ended(running)[0] == process.EXIT_STOPPED
 
 
 def test_a_defect_is_logged(kit: Path, started: Callable[..., "subprocess.Popen[str]"]) -> None:
@@ -192,7 +227,7 @@ SHORT = """
 
 
 def says(kit: Path, text: str) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + DEADLINE_S
     while text not in (kit / "logs" / "server.log").read_text():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -218,10 +253,8 @@ def test_a_shortage_at_the_start_is_waited_for(kit: Path, short: "subprocess.Pop
 
 
 def test_a_signal_ends_the_waiting_for_what_is_short(short: "subprocess.Popen[str]") -> None:
-    begun = time.monotonic()
     short.terminate()
     assert ended(short)[0] == process.EXIT_STOPPED
-    assert time.monotonic() - begun < 10
 
 
 def test_a_shortage_of_what_serves_already_is_no_crash(
@@ -229,14 +262,14 @@ def test_a_shortage_of_what_serves_already_is_no_crash(
 ) -> None:
     """The file that says so needs room, too; the port that was bound is bound again."""
     once = (
-        "import socket; self.s = socket.create_server(('127.0.0.1', int(self.port())));"
+        "import socket; self.s = socket.create_server(('127.0.0.2', int(self.port())));"
         "first = not self.kit.folder.joinpath('first').exists();"
         "self.kit.folder.joinpath('first').touch();"
         "fail = lambda *_: (_ for _ in ()).throw(OSError(28, 'No space'));"
         "process.write_atomic = fail if first else process.write_atomic"
     )
     port = kit / "port"
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with socket.create_server(("127.0.0.2", 0)) as free:  # where nobody else takes a port
         port.write_text(str(free.getsockname()[1]))
     once = once.replace("self.port()", f"open({str(port)!r}).read()")
     running = started(start=once)

@@ -137,6 +137,41 @@ def test_nobody_serving_is_unavailable() -> None:
     assert type(asyncio.run(call())) is UnavailableError
 
 
+WRONG_PORT = "what answers there does not do so as the server: is the port right?"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("UNKNOWN: ipv4:127.0.0.1:1: Failed to connect: Connection refused", "Connection refused"),
+        ("UNKNOWN: ipv4:127.0.0.1:1: Tls handshake failed: SSL_ERROR_SSL: error: OK", WRONG_PORT),
+        ("UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed", WRONG_PORT),
+        ("UNAVAILABLE: ipv4:127.0.0.1:1: Handshake read failed (Socket closed)", WRONG_PORT),
+        ("INTERNAL: ipv4:127.0.0.1:1: Failed parsing HTTP/2 (Expected SETTINGS)", WRONG_PORT),
+        (
+            "UNAVAILABLE: ipv4:127.0.0.1:1: Handshake read failed (Endpoint closing)",
+            "the server does not answer",
+        ),
+    ],
+)
+def test_why_there_is_no_connection(said: str, meant: str) -> None:
+    details = f"failed to connect to all addresses; last error: {said}"
+    assert grpcs_own(details).message == f"no connection: {meant}"
+
+
+def test_what_is_said_of_a_connection_that_there_was() -> None:
+    silent = grpcs_own("Stream removed (ping timeout)")
+    assert silent.message == "no connection: the server does not answer"
+    assert grpcs_own("Socket closed").message == "the connection broke"
+
+
+def grpcs_own(details: str) -> FLError:
+    none, code = aio.Metadata(), grpc.StatusCode.UNAVAILABLE
+    error = from_rpc(aio.AioRpcError(code, none, none, details))
+    assert type(error) is UnavailableError
+    return error
+
+
 def forged(value: bytes | str) -> FLError:
     trailing = aio.Metadata((ERROR_KEY, value))
     return from_rpc(aio.AioRpcError(grpc.StatusCode.NOT_FOUND, aio.Metadata(), trailing, "gone"))

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import pytest
 
 from flplatform.core.errors import NotFoundError, ResourceExhaustedError, UnauthenticatedError
+from flplatform.rpc.errors import REPLACED_TOKEN
 from flplatform.server.client_manager import ClientManager, RunReport
 from tests.unit.server.scene import Clock, identity
 
@@ -239,6 +240,64 @@ def test_who_left_on_purpose_is_told_from_who_was_lost(scene: Scene) -> None:
     assert set(scene.clients.gone) == {"stops", "removed", "lost"}
     scene.register("stops")
     assert scene.clients.parted == {"removed": "removed"}
+
+
+# ---- two processes with one kit -----------------------------------------------------------------
+
+
+def fight(scene: Scene, changes: int, pause_s: float = 1.0) -> None:
+    """Let two processes take a's registration from each other."""
+    theirs = scene.register("a")
+    for _ in range(changes):
+        mine = scene.register("a")
+        assert not scene.holds("a", theirs)
+        scene.clock.now += pause_s
+        theirs, mine = mine, theirs
+
+
+def told(caplog: pytest.LogCaptureFixture) -> int:
+    return caplog.text.count("a registers again and again, from peer and peer")
+
+
+def contested(scene: Scene) -> bool:
+    return scene.clients.is_contested(scene.clients.get("a"))
+
+
+def test_two_processes_with_one_kit_are_told_ever_more_rarely(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = []
+    for changes in (5, 6, 10, 25, 100):
+        caplog.clear()
+        fight(scene, changes)
+        counts.append(told(caplog))
+        assert contested(scene) == (changes > 5)
+        scene.clock.now += 61.0
+        assert not contested(scene), "it is over"
+    assert counts == [0, 1, 1, 3, 5]
+
+
+def test_whose_token_is_replaced_is_told_so(scene: Scene) -> None:
+    first = scene.register("a")
+    scene.register("a")
+    with pytest.raises(UnauthenticatedError) as caught:
+        scene.clients.check_token(identity("a"), first)
+    assert caught.value.rule == REPLACED_TOKEN
+    scene.clients.remove("a")
+    with pytest.raises(UnauthenticatedError) as caught:
+        scene.clients.check_token(identity("a"), first)
+    assert caught.value.rule == "token"
+
+
+def test_a_site_that_is_started_again_and_again_is_not_accused(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(100):
+        token = scene.register("a")
+        assert scene.holds("a", token)
+    fight(scene, 20, pause_s=61.0)  # calls on their way that are late, now and then
+    assert not contested(scene)
+    assert caplog.text == ""
 
 
 # ---- standstills of the server ------------------------------------------------------------------

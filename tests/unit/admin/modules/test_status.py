@@ -68,6 +68,14 @@ def test_a_server_that_can_decide_nothing_says_why(console, busy, monkeypatch):
     assert reply.code == 1
 
 
+def test_two_processes_with_one_kit_are_told(console, busy):
+    busy.site_views[1] = replace(busy.site_views[1], contested=True)
+    reply = console("check_status all")
+    text = "registers again and again: do two processes use its kit?"
+    assert reply.statuses["b"] == f"error {text}"
+    assert reply.statuses["a"] == "ok"
+
+
 def test_several_processes_of_a_run_are_shown(console, busy):
     busy.replies["a"] = said(run=3, round=7, phase="train", since_s=0.3, processes=4)
     cells = console("check_status client a").rows["a"]["cells"]

@@ -212,19 +212,24 @@ class _Ending:
         os._exit(code)
 
 
-async def _watch_kit(kit: Kit, lock: int, end_with: Callable[[int], None]) -> None:
-    """End once the lock that is held is not the kit's any more, or its state folder is lost."""
-    state = kit.state_folder().resolve()
-    folder = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        while (held_here := is_same(lock, kit.folder / PROCESS_LOCK)) and is_same(folder, state):
-            await asyncio.sleep(KIT_WATCH_S)
-    finally:
-        os.close(folder)
+async def _watch_kit(kit: Kit, lock: int, state: int, end_with: Callable[[int], None]) -> None:
+    """End once the lock that is held is not the kit's any more, or its state folder is lost.
+
+    Args:
+        kit: what is watched.
+        lock: handle of the process's lock.
+        state: handle of the state folder.
+        end_with: told with which exit code.
+    """
+    folder = kit.state_folder()
+    while held_here := is_same(lock, kit.folder / PROCESS_LOCK):
+        if not is_same(state, folder.resolve()):
+            break
+        await asyncio.sleep(KIT_WATCH_S)
     # Without its state a process can begin anew; another kit in the place of this one it is not.
     log.critical(
         "%s was moved, removed or made anew: what is written now would be lost, so it ends",
-        state if held_here else kit.folder,
+        folder if held_here else kit.folder,
     )
     end_with(EXIT_FAILED if held_here else EXIT_CONFIG)
 
@@ -254,13 +259,15 @@ async def _serve(
             logging.shutdown()
             os._exit(EXIT_FAILED)
 
-    remove_temporaries(private_dir(kit.state_folder()))
+    folder = private_dir(kit.state_folder())
+    state = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    remove_temporaries(folder)
     ready = kit.state_folder() / READY_FILE
     ready.unlink(missing_ok=True)
     service = make(kit, end)
     for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    watch = asyncio.create_task(_watch_kit(kit, lock, end_with))
+    watch = asyncio.create_task(_watch_kit(kit, lock, state, end_with))
     code = EXIT_FAILED
     try:
         facts = await service.start()
@@ -275,6 +282,7 @@ async def _serve(
         watch.cancel()
         ready.unlink(missing_ok=True)
         await service.stop()
+        os.close(state)
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):

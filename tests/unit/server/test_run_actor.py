@@ -463,9 +463,7 @@ def test_an_update_that_cannot_be_read_now_is_read_again(monkeypatch: pytest.Mon
     play(scene())
 
 
-@pytest.mark.parametrize(
-    "error", [InvalidArgumentError("krum needs 5"), ValueError("a defect")]
-)
+@pytest.mark.parametrize("error", [InvalidArgumentError("krum needs 5"), ValueError("a defect")])
 def test_an_aggregation_that_cannot_work_ends_the_run(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -70,16 +70,21 @@ class Behind:
 
     def give_up(self, *, discard: bool = False) -> None:
         """Let the writer end as soon as nothing is at work on it, also if nobody waits for it."""
+        over: Future[None] = Future()
 
         def end(_work: object = None) -> None:
-            if not self._opening.cancelled() and self._opening.exception() is None:
-                writer = self._opening.result()
-                (writer.discard if discard else writer.suspend)()
+            try:
+                if not self._opening.cancelled() and self._opening.exception() is None:
+                    writer = self._opening.result()
+                    (writer.discard if discard else writer.suspend)()
+            finally:
+                over.set_result(None)
 
         if self.work.done():
-            self.work = self._workers.submit(end)
+            self._workers.submit(end)
         else:
             self.work.add_done_callback(end)
+        self.work = over  # `ended` must not come between the work and this
 
     async def ended(self) -> None:
         """Wait until the last work on the writer is over, however it ends."""

@@ -110,10 +110,15 @@ def test_causes_of_one_round_and_what_came_of_it(federation, talk):
     done = running.console("submit_job steps --sites site-1,site-2")
     assert done.returncode == 0, done.stdout + done.stderr
     running.wait_event(1, ev.UpdateAccepted, site="site-1")
-    waits = console.until(waits_by("site-2", "working", "slow"), "a site at work")
+    waits = console.until(
+        lambda found: (
+            waits_by("site-2", "working", "slow")(found)
+            and found["rows"]["site-2"].get("cells", {}).get("phase") == "train"
+        ),
+        "a site at work",
+    )
     assert waits["cause"] == "training"
     assert "quorum 2 not reached (1 accepted)" in waits["headline"]
-    assert waits["rows"]["site-2"]["cells"]["phase"] == "train"
     assert "set_min_clients 1 --run 1" in waits["can"]
     assert waits["next"][0]["in_s"] > 300
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from flplatform.core import events as ev
-from flplatform.entrypoints.process import EXIT_FAILED, EXIT_STOPPED
+from flplatform.entrypoints.process import EXIT_FAILED, EXIT_STOPPED, ONE_PRESS_S
 from tests.faults import test_lifecycle as phases
 from tests.faults.test_lifecycle import DRAIN_S
 
@@ -56,6 +56,7 @@ def test_asked_twice_it_ends_at_once_and_loses_nothing(faulty, phase, name):
     before = federation.events(run)
     federation.signal(name, signal.SIGTERM)
     federation.wait_for(lambda: " ends" in federation.log_text(name), f"{name} to begin to end")
+    time.sleep(ONE_PRESS_S)  # what comes sooner is the same press of Ctrl-C
     assert not federation.ended(name), "it waits for what is being written"
     again = time.monotonic()
     federation.signal(name, signal.SIGTERM)

@@ -230,8 +230,9 @@ def trim(
 ) -> list[str]:
     """Delete the oldest blobs until the rest fits; return the digests of the deleted.
 
-    So does what is left of downloads that were given up, where space is short at once. A file that
-    is mapped or linked elsewhere lives on there. What cannot be deleted stays.
+    What is left of downloads that were given up goes too: at once where space is short, else when
+    it is old. A file that is mapped or linked elsewhere lives on there. What cannot be deleted
+    stays.
 
     Args:
         blobs: the site's blobs.

@@ -13,9 +13,11 @@ GAP = "…"
 BAR = "━"
 _DURATION = r"\d[\d.,]* (?:ms|s|min|h)(?: \d+ (?:s|min))?"
 _SIZE = r"\d[\d.,]* (?:B|kB|MB|GB|TB)(?:/s)?"
-_TIME = r"(?:\d{4}-\d\d-\d\d[T ])?\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?"
+_DATE = r"\d{4}-\d\d-\d\d"
+_TIME = rf"(?:{_DATE}[T ])?\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?"
 PLACEHOLDERS = {
     "time": _TIME,
+    "date": _DATE,
     "digest": r"(?:blake3|sha256):[0-9a-f]{6,}…?",
     "id": r"[0-9a-f]{8,64}",
     "address": r"(?:ipv4:)?[\w.]+:\d{2,5}",
@@ -31,7 +33,8 @@ PLACEHOLDERS = {
 }
 _DRAFT = (
     # "no reply after 2.0 s" is a promise, not a measurement
-    ("time", r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S*|(?<![\w.:])\d\d:\d\d:\d\d(?:\.\d+)?Z?"),
+    ("time", rf"{_DATE}[T ]\d\d:\d\d\S*|(?<![\w.:])\d\d:\d\d:\d\d(?:\.\d+)?Z?"),
+    ("date", rf"(?<![\w-]){_DATE}(?![\w-])"),  # of a time that was wrapped behind its date
     ("digest", PLACEHOLDERS["digest"]),
     ("path", r"(?<!\S)/(?:tmp|var|home|root)/\S+"),
     (

@@ -18,6 +18,7 @@ LINES = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=("C", "
         ("hungary .746 0.7481234567890 *", "hungary {number} {number}        *"),
         ("uploaded 18.2 kB · run 2", "uploaded {bytes} · run 2"),
         ("since 2024-05-01 12:04:10Z", "since {time}"),
+        ("signed by admin@example.org, 2024-05-01", "signed by admin@example.org, {date}"),
         (
             "blake3:0123… blake3:0123456789abcdef 0.1.0",
             "blake3:0123… {digest}                {version}",

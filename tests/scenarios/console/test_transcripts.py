@@ -1,9 +1,12 @@
 """Every command, typed at a real console, against real processes. See `record` to renew them."""
 
+from itertools import chain
+
 import pytest
 
 from flplatform.core.errors import InvalidArgumentError
 from flplatform.hci import parse, tokenise
+from tests.scenarios.console.matching import draft, normal
 from tests.scenarios.console.record import difference, played
 from tests.scenarios.console.stage import DEAD, GOOD, SLOW, STRICT
 from tests.scenarios.console.transcript import load_all
@@ -53,6 +56,13 @@ def test_a_transcript_shows_help_a_mistake_and_every_kind_of_target(name):
         wanted = {STRICT} if name in PATIENT else {"server", STRICT, DEAD, SLOW}
         assert wanted <= words
         assert words & set(GOOD)
+
+
+@pytest.mark.parametrize("name", TRANSCRIPTS)
+def test_a_transcript_holds_nothing_that_differs_next_time(name):
+    shown = (step.reply for step in TRANSCRIPTS[name].steps if not step.text.startswith("help "))
+    for line in chain.from_iterable(shown):
+        assert normal(draft(line)) == normal(line), "write the placeholder, or record it anew"
 
 
 @pytest.mark.timeout(600)

@@ -24,6 +24,7 @@ from flplatform.server.shelf import Shelf
 log = logging.getLogger(__name__)
 
 _RESTORE = "stop the server and restore a backup"
+_BARRED = "restore a backup: what is missing may have disabled a site or revoked a name"
 _RUN_STREAM = re.compile("run/([1-9][0-9]{0,17})")
 
 
@@ -83,15 +84,12 @@ class Ledger:
         """Take in the stream, once.
 
         Raises:
+            DataLossError: events are missing.
             FLError: this release cannot read it.
         """
-        for row in self._store.read(ev.FEDERATION):
-            event = decode(row)
+        for row in _gapless(self._store.read(ev.FEDERATION), _BARRED):
+            self._take_in(decode(row), row.time)
             self._seq = row.seq
-            try:
-                self._take_in(event, row.time)
-            except KeyError:
-                self.lacking.append(f"{row.stream}#{row.seq} is of a run without a number")
         self._look_for_losses()
 
     def _take_in(self, event: ev.Event, time: str) -> None:
@@ -319,9 +317,13 @@ def read_run(store: StateStore, run: int) -> list[Row]:
     rows = store.read(stream)
     if not rows:
         raise DataLossError(f"{stream}: all events are missing", hint=_RESTORE)
+    return _gapless(rows, _RESTORE)
+
+
+def _gapless(rows: list[Row], hint: str) -> list[Row]:
     for expected, row in enumerate(rows, 1):
         if row.seq != expected:
             last = row.seq - 1
             gap = f"event {last} is" if last == expected else f"events {expected} to {last} are"
-            raise DataLossError(f"{stream}: {gap} missing", hint=_RESTORE)
+            raise DataLossError(f"{row.stream}: {gap} missing", hint=hint)
     return rows

@@ -43,10 +43,10 @@ def begin(federation) -> int:
     return run
 
 
-def starts_or_names(federation, name: str, path: Path) -> bool:
+def starts_or_names(federation, name: str, path: Path, what: str = "") -> bool:
     """Start a process on a damaged file; return whether it serves.
 
-    One that does not must have named the file, and not stumbled over it.
+    One that does not must have named the file, or `what`, and not stumbled over it.
     """
     before = len(federation.log_text(name))
     federation.tally.fault(f"damaged file of a {name.split('-')[0]}")
@@ -58,7 +58,7 @@ def starts_or_names(federation, name: str, path: Path) -> bool:
     assert ENDED_BY_ITSELF not in told, f"{path.name}:\n{told[-1500:]}"
     if federation.ended(name):
         federation.processes.pop(name)
-        assert path.name.removesuffix(".head") in told, told
+        assert (what or path.name.removesuffix(".head")) in told, told
         return False
     federation.wait_ready(name)
     return True
@@ -107,6 +107,19 @@ def test_a_damaged_event_log_is_refused_by_name(faulty):
         file.seek(size)
         file.write(os.urandom(size))
     assert not starts_or_names(federation, "server", path)
+
+
+@pytest.mark.faults_long
+def test_no_server_starts_whose_bars_may_be_lost(faulty):
+    federation = faulty("site-1", "site-2")
+    begin(federation)
+    assert federation.console("disable_client site-2").returncode == 0
+    federation.terminate("server")
+    path = federation.kit("server") / "state" / "events.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        lost = database.execute("DELETE FROM events WHERE stream = 'federation' AND seq = 1")
+        assert lost.rowcount == 1
+    assert not starts_or_names(federation, "server", path, "federation: event 1 is missing")
 
 
 @pytest.mark.faults_long

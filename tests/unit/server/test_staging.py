@@ -422,7 +422,7 @@ def test_uploads_that_nobody_used_are_collected_after_a_day(
 
 @pytest.mark.parametrize(
     ("stream", "seqs"),
-    [("federation", ()), ("federation", (1,)), ("run/1", ()), ("run/1", (1,)), ("run/1", (2,))],
+    [("federation", ()), ("run/1", ()), ("run/1", (1,)), ("run/1", (2,))],
 )
 def test_no_model_is_removed_because_events_were_lost(
     scene: Scene,

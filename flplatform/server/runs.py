@@ -4,32 +4,27 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import TypeVar
 
-from flplatform.algorithms.workflows import RunState, replay
 from flplatform.core import events as ev
 from flplatform.core.errors import (
-    DataLossError,
     FailedPreconditionError,
-    FLError,
     NotFoundError,
-    ResourceExhaustedError,
     UnavailableError,
 )
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Manifest
 from flplatform.core.ports import BlobStore, StateStore
 from flplatform.files.modelfile import read_layout
-from flplatform.files.threads import in_thread
 from flplatform.security.denials import Denial
 from flplatform.security.identity import Identity
 from flplatform.security.package import Package
 from flplatform.server.background import Background
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.hands import RunHands
-from flplatform.server.ledger import Ledger, RunSummary, decode, read_run
+from flplatform.server.ledger import Ledger, RunSummary
 from flplatform.server.past_runs import PastRuns
 from flplatform.server.relay import RequestRelay
+from flplatform.server.resuming import Resuming
 from flplatform.server.retention import (
     Retention,
     kept_blobs,
@@ -37,7 +32,8 @@ from flplatform.server.retention import (
     old_wires,
     source_models,
 )
-from flplatform.server.run_actor import RETRY_S, RunActor
+from flplatform.server.run_actor import RunActor
+from flplatform.server.run_logs import RunLogs
 from flplatform.server.shelf import Shelf
 from flplatform.server.site_tasks import SiteTasks
 from flplatform.server.submission import opened_by
@@ -45,14 +41,6 @@ from flplatform.server.uploads import Uploads
 from flplatform.server.wording import describe, moment
 
 log = logging.getLogger(__name__)
-
-PASSING = (UnavailableError, ResourceExhaustedError)
-"""Errors of reading after which the same may be read later."""
-
-UNREADABLE = "unreadable"
-"""Status of a run whose log this release cannot go on with; nothing is done to it."""
-
-T = TypeVar("T")
 
 
 class Runs:
@@ -90,12 +78,12 @@ class Runs:
         self._notify = notify
         self._actors: dict[int, RunActor] = {}
         self._ledger = Ledger(store, clients.disabled, clients.denials)
-        self._unreadable: dict[int, str] = {}
+        self._logs = RunLogs(store, blobs, self._ledger)
         self.retention = Retention(
             blobs,
             lambda: {run: actor.events for run, actor in self._actors.items()},
             self._ended_runs,
-            self._read,
+            self._logs.events,
             lambda: self._ledger.shelf.blobs(),
         )
         self.background = Background()
@@ -112,7 +100,8 @@ class Runs:
         self.uploads = Uploads(blobs, self.retention, self._actors, self.background)
         self._closed = False
         self.lacking: list[str] = []
-        self._past = PastRuns(self._load, self._replay)
+        self._past = PastRuns(self._load, self._logs.state)
+        self._resuming = Resuming(self._ledger, self._load, self._take_up, self.background)
         self.tasks = SiteTasks(self._actors, self._past, clients, self.summary)
         self.last_event = ""
         self.changed: Callable[[], None] = lambda: None
@@ -139,13 +128,7 @@ class Runs:
             FLError: the log cannot be read by this release.
         """
         self._ledger.read()
-        for summary in self._ledger.summaries():
-            if summary.ended or summary.deleted or summary.run in self._ledger.shelf.prepared:
-                continue
-            try:
-                self._take_up(self._load(summary.run))
-            except FLError as error:
-                self._leave(summary.run, error)
+        self._resuming.begin()
         if any(summary.deleted for summary in self._ledger.summaries()):
             self.background.later(self._free_deleted())
 
@@ -156,35 +139,13 @@ class Runs:
             self.background.later(self._summarise(actor))
             return
         self._clients.presume(actor.state.deployed)
+        self.retention.forget(actor.run)
         self._start(actor)
         for task_id in (task.id for mine in actor.tasks.values() for task in mine.values()):
             self.retention.begin(task_id)  # the process before may have got so far
         # Who is presumed to be there makes no change when he comes: decide now.
         actor.reconsider()
         log.info("run %d goes on: %s, round %d", actor.run, actor.state.status, actor.state.round)
-
-    def _leave(self, run: int, error: FLError) -> None:
-        """Leave a run whose log cannot be read as it is: for good, or until it can be."""
-        log.error("run %d stays as it is: %s", run, error)
-        self._unreadable[run] = str(error)
-        self._ledger.note(run, status=UNREADABLE, reason=str(error))
-        if isinstance(error, PASSING):
-            self.background.later(self._return_to(run))
-
-    async def _return_to(self, run: int) -> None:
-        actor: RunActor | None = None
-        while actor is None:
-            await asyncio.sleep(RETRY_S)
-            try:
-                actor = await in_thread(self._load, run)
-            except PASSING as error:
-                log.debug("run %d stays as it is: %s", run, error)
-            except FLError as error:
-                self._leave(run, error)
-                return
-        del self._unreadable[run]
-        self.retention.forget(run)
-        self._take_up(actor)
 
     async def close(self) -> None:
         """Stop all deciders; what they decided is in the log."""
@@ -193,25 +154,7 @@ class Runs:
         await asyncio.gather(*(actor.stop() for actor in self._actors.values()))
 
     def _load(self, run: int) -> RunActor:
-        rows = read_run(self._store, run)
-        opened = decode(rows[0])
-        if not isinstance(opened, ev.RunOpened):
-            raise DataLossError(f"{rows[0].stream} does not begin with RunOpened")
-        return RunActor(rows, self._manifest(opened.initial_model), self._store, self.hands)
-
-    def _replay(self, run: int) -> RunState:
-        """Read the state alone: without the events there is little to collect as garbage."""
-        return replay(decode(row) for row in read_run(self._store, run))
-
-    def _read(self, run: int) -> list[ev.Event]:
-        events = [decode(row) for row in read_run(self._store, run)]
-        ended = run in self._ledger and self._ledger[run].ended
-        if ended and not isinstance(events[-1], ev.RunEnded):
-            raise DataLossError(f"{ev.run_stream(run)}: its last events are missing")
-        return events
-
-    def _manifest(self, model: ev.Blob) -> Manifest:
-        return read_layout(self._blobs.path(model.digest)).manifest
+        return RunActor(*self._logs.begun(run), self._store, self.hands)
 
     def _start(self, actor: RunActor) -> None:
         self._actors[actor.run] = actor
@@ -270,7 +213,7 @@ class Runs:
         async def work() -> int:
             opened = choose()  # nothing is awaited until its blobs are held
             with self.retention.hold(*source_models(opened)):
-                return await self._open_run(opened, self._manifest(opened.initial_model))
+                return await self._open_run(opened, self._logs.manifest(opened.initial_model))
 
         return await self.background.through(work())
 
@@ -343,8 +286,8 @@ class Runs:
                 rule="run_deleted",
             )
         self._ledger.shelf.demand_begun(run)
-        if run in self._unreadable:
-            raise UnavailableError(f"run {run} stays as it is: {self._unreadable[run]}")
+        if run in self._resuming.unreadable:
+            raise UnavailableError(f"run {run} stays as it is: {self._resuming.unreadable[run]}")
         if run not in self._ledger:
             raise NotFoundError(f"there is no run {run}", hint="list_runs shows the runs")
         return self._ledger[run]
@@ -399,7 +342,8 @@ class Runs:
         state = self._actors[run].state if run in self._actors else None
         if state and site in state.targets and site not in state.taking_part:
             return "withdrawn" if site in state.withdrawn else "declined"
-        if run in self._actors or run in self._unreadable or run in self._ledger.shelf.prepared:
+        waiting = self._resuming.unreadable.keys() | self._ledger.shelf.prepared.keys()
+        if run in self._actors or run in waiting:
             return ""
         return self._ledger[run].status if run in self._ledger else "unknown"
 
@@ -448,7 +392,7 @@ class Runs:
         Raises:
             FLError: its log cannot be read.
         """
-        return kept_blobs(await asyncio.to_thread(self._read, run), None)
+        return kept_blobs(await asyncio.to_thread(self._logs.events, run), None)
 
     async def _free_deleted(self) -> None:
         """Free what a process that ended early has left of deleted runs."""

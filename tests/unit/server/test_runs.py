@@ -21,8 +21,8 @@ from flplatform.core.errors import (
 from flplatform.core.messages import ModelRef, TaskId
 from flplatform.core.ports import Row
 from flplatform.core.workflow import Abort
-from flplatform.server import ledger, past_runs, runs
-from flplatform.server.runs import UNREADABLE
+from flplatform.server import ledger, past_runs, resuming
+from flplatform.server.resuming import UNREADABLE
 from tests.support.stores import MemoryStateStore
 from tests.support.workflows import job
 from tests.unit.server.scene import Scene, identity, play, refused, settle, until
@@ -283,7 +283,7 @@ def test_a_restart_goes_on_with_what_has_not_ended(scene: Scene) -> None:
 def test_a_run_whose_log_cannot_be_read_for_a_moment_goes_on_when_it_can(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, error: FLError
 ) -> None:
-    monkeypatch.setattr(runs, "RETRY_S", 0.001)
+    monkeypatch.setattr(resuming, "RETRY_S", 0.001)
 
     async def it() -> None:
         scene.obeying("a", "b")

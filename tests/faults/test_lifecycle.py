@@ -123,9 +123,9 @@ def test_abort_in_every_phase(faulty, phase):
     federation.tally.fault(f"abort while {phase.__name__}")
     for name in ("server", *federation.processes):
         federation.disarm(name)
-    if phase is deploying:  # the site goes on with what it was about to take on
-        accepted = f"run {run} accepted"
-        federation.wait_for(lambda: accepted in federation.log_text("site-1"), accepted)
+    if phase is deploying:
+        told = f"run {run} was given up before it began here: aborted"
+        federation.wait_for(lambda: told in federation.log_text("site-1"), told)
     for site in federation.sites:
         folder = federation.kit(site) / "state" / "runs"
         federation.wait_for(

@@ -183,9 +183,9 @@ class TaskLoop:
             return await self._answers.submit(entry)
         run = await self._runs.ready(task_id.run)
         if run is None:
-            return await self._answers.fail(
-                task_id, TaskFailure(f"this site does not have run {task_id.run}; see its log")
-            )
+            log.error("task %s: run %d is not here: never accepted, or lost", task_id, task_id.run)
+            lacks = f"this site does not have run {task_id.run}: abort and start it there anew"
+            return await self._answers.fail(task_id, TaskFailure(lacks))
         try:
             outcome = await self._produce(run, task)
         except RunProcessCrashed as error:

@@ -1,5 +1,6 @@
 """Sites that are frozen, slow or gone: what they gave counts, and nobody else waits for them."""
 
+import shutil
 import signal
 import time
 
@@ -199,4 +200,29 @@ def test_both_ends_notice_that_the_other_is_frozen(faulty):
     (federation.gate / "site-1-1-train").unlink()
     federation.tally.recovered()
     assert federation.wait_event(run, ev.RunEnded).status == "finished"
+    federation.check(run)
+
+
+@pytest.mark.faults_long
+def test_a_site_that_has_lost_its_state_takes_part_again(faulty):
+    federation = faulty("site-1", "site-2")
+    federation.start_all()
+    hold = federation.hold("site-1", 2)
+    last = federation.hold("site-2", 4)
+    run = federation.submit("disturbed", rounds=6, min_clients=1, wait_after_min_s=60.0)
+    federation.wait_event(run, ev.UpdateAccepted, round=2, site="site-2")
+    federation.kill_hard("site-1")
+    shutil.rmtree(federation.kit("site-1") / "state")
+    federation.tally.fault("a site's state lost")
+    hold()
+    federation.start("site-1")
+    lacks = federation.wait_event(run, ev.TaskFailed, site="site-1")
+    assert f"does not have run {run}" in lacks.error
+    for line in (f"abort client site-1 --run {run}", f"start client site-1 --run {run}"):
+        done = federation.console(line)
+        assert done.returncode == 0, done.stdout + done.stderr
+    federation.tally.recovered()
+    last()
+    federation.wait_event(run, ev.UpdateAccepted, round=6, site="site-1")
+    federation.wait_event(run, ev.RunEnded)
     federation.check(run)

@@ -916,9 +916,10 @@ def test_a_task_waits_for_a_run_that_comes_back(world):
     play(go())
 
 
-def test_an_unknown_run(world):
+def test_an_unknown_run(world, caplog):
     failure = fails(world, pb.Task(id="9/1/train/site-1"))
     assert failure.error.startswith("this site does not have run 9")
+    assert "run 9 is not here" in caplog.text
 
 
 @pytest.mark.parametrize(

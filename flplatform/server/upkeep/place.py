@@ -31,6 +31,15 @@ LOOKS = 3
 """How often a blob must be found missing, each time with a newer log, to be lost."""
 
 
+def _kit_of(folder: Path) -> Kit:
+    above = folder.absolute().parent
+    if not (folder / "startup").is_dir() and (above / "startup").is_dir():
+        kit = Kit.open(above)
+        if kit.state_folder() == folder.absolute():
+            return kit
+    return Kit.open(folder)
+
+
 @dataclass(frozen=True)
 class Place:
     """A server's kit, its state folder, and what its event log is called.
@@ -46,13 +55,16 @@ class Place:
     blobs_in: Path | None = None
 
     @classmethod
-    def of(cls, kit_folder: Path) -> "Place":
+    def of(cls, folder: Path) -> "Place":
         """Find the state of a server's kit.
+
+        Args:
+            folder: the kit, or the state folder in it.
 
         Raises:
             ConfigError: it is not a valid kit of a server.
         """
-        kit = Kit.open(kit_folder)
+        kit = _kit_of(folder)
         kit.server  # noqa: B018 - refuses the kit of a site
         folder = kit.state_folder()
         return cls(kit, folder, kit.local.resources.state_url or folder / LOG)

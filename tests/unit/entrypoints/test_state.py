@@ -39,6 +39,12 @@ def test_verify(kit: Path, sql) -> None:  # noqa: F811
     assert [(each["where"], each["seq"]) for each in found["problems"]] == [("run/1", 4)]
 
 
+def test_the_state_folder_stands_for_its_kit(kit: Path) -> None:  # noqa: F811
+    assert fl_state("verify", kit / "state").stdout.startswith("no problem in 2 runs")
+    done = fl_state("verify", kit / "local")
+    assert (done.exit_code, "is not a startup kit" in done.stderr) == (1, True)
+
+
 def test_show(kit: Path) -> None:  # noqa: F811
     lines = fl_state("show", kit).stdout.splitlines()
     assert lines[0].split() == ["RUN", "JOB", "STATUS", "ROUND", "SUBMITTER", "OPENED", "REASON"]

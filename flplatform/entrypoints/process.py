@@ -21,6 +21,7 @@ from typing import Any, NoReturn, Protocol
 
 from flplatform.core.errors import (
     ConfigError,
+    DataLossError,
     FailedPreconditionError,
     FLError,
     ResourceExhaustedError,
@@ -41,7 +42,7 @@ EXIT_IN_USE = 73
 EXIT_RESTART = 75
 """Tells start.sh to start the process again at once."""
 EXIT_CONFIG = 78
-"""The kit or its configuration is refused: starting again would not help."""
+"""The kit, its configuration or its state is refused: starting again would not help."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 READY_FILE = "ready.json"
@@ -76,9 +77,11 @@ def run(make: Callable[[Kit, Callable[[bool], None]], Service], kind: str) -> in
         make: builds the service from a verified kit and a function that ends the process.
         kind: `server` or `site`, for the usage line.
     """
-    if len(sys.argv) != 2:
-        print(f"usage: fl_{'server' if kind == 'server' else 'client'} KIT", file=sys.stderr)
-        return EXIT_CONFIG
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        asked = sys.argv[1:] in (["-h"], ["--help"])
+        usage = f"usage: fl_{'server' if kind == 'server' else 'client'} KIT"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return EXIT_STOPPED if asked else EXIT_CONFIG
     os.umask(0o077)
     for number in SIGNALS:  # making may wait for a database, and nothing is underway yet
         signal.signal(number, lambda *_: sys.exit(EXIT_STOPPED))
@@ -125,7 +128,7 @@ def _run(
         _await_shortage(kit.folder, shortage, failure, log.error)
     if isinstance(failure, FLError | OSError):
         log.error("cannot start: %s", failure)
-        return EXIT_CONFIG if isinstance(failure, ConfigError) else EXIT_FAILED
+        return EXIT_CONFIG if isinstance(failure, ConfigError | DataLossError) else EXIT_FAILED
     log.critical("a defect ends the process", exc_info=failure)
     return EXIT_FAILED
 

@@ -9,8 +9,8 @@
 #
 # Interpreter: $FLP_PYTHON, else the path in local/python, else python3.
 # Exit codes of the program: 0 stopped, 75 asks to be started again, 73 another process runs on
-# this kit, 78 the kit is wrong; after the last two nothing is started again. Anything else is a
-# crash: it is started again, each time after twice the pause (FLP_BACKOFF_MS). After
+# this kit, 78 the kit or its state is wrong; after the last two nothing is started again. Anything
+# else is a crash: it is started again, each time after twice the pause (FLP_BACKOFF_MS). After
 # FLP_MAX_CRASHES crashes within FLP_CRASH_WINDOW_S seconds this script gives up with exit code 79.
 # A full disk and the like are no crash: the program waits by itself until that has passed, and so
 # does this script where it finds no room for the numbers of its processes.
@@ -225,8 +225,9 @@ while ((signals == 0)); do
     child=
     case "$code" in
         0) exit 0 ;;
-        "$WRONG_KIT") die "the kit or its local files are wrong, see above; not starting again" \
-            "$WRONG_KIT" ;;
+        "$WRONG_KIT")
+            die "the kit, its local files or its state are wrong, see above; not starting again" \
+                "$WRONG_KIT" ;;
         "$IN_USE") die "another process runs on this kit; not starting again" "$IN_USE" ;;
     esac
     ((signals == 0)) || exit "$code"

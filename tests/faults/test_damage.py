@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flplatform.core import events as ev
+from flplatform.entrypoints.process import EXIT_CONFIG
 from tests.faults.conftest import LONG
 
 pytestmark = pytest.mark.timeout(900 if LONG else 300)
@@ -57,7 +58,7 @@ def starts_or_names(federation, name: str, path: Path, what: str = "") -> bool:
     told = federation.log_text(name)[before:]
     assert ENDED_BY_ITSELF not in told, f"{path.name}:\n{told[-1500:]}"
     if federation.ended(name):
-        federation.processes.pop(name)
+        assert federation.processes.pop(name).wait() == EXIT_CONFIG
         assert (what or path.name.removesuffix(".head")) in told, told
         return False
     federation.wait_ready(name)

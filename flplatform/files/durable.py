@@ -108,10 +108,22 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], mode: int = PRIVATE_
 
 
 def private_dir(path: Path) -> Path:
-    """Create `path` (and parents) for this user alone, durable on return, and return it."""
+    """Create `path` (and parents) for this user alone, durable on return, and return it.
+
+    Raises:
+        ConfigError: a file or a link to nowhere is in its place.
+    """
     if not path.is_dir():
         private_dir(path.parent)
-        path.mkdir(mode=PRIVATE_DIR, exist_ok=True)
+        try:
+            path.mkdir(mode=PRIVATE_DIR, exist_ok=True)
+        except FileExistsError:
+            if not path.is_symlink():
+                raise ConfigError(f"{path} is no folder", hint="move it away") from None
+            raise ConfigError(
+                f"{path} is a link to {os.readlink(path)}, which is not there",
+                hint="put the folder there, or remove the link",
+            ) from None
         fsync_dir(path.parent)
     return path
 

@@ -1,6 +1,7 @@
 """Files that are whole or absent."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,15 @@ def test_private_folders_and_files(tmp_path: Path) -> None:
     secret.chmod(0o640)
     with pytest.raises(ConfigError, match="mode 0640: others may read it; run: chmod 600"):
         check_private(secret)
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_what_is_in_the_place_of_a_folder_is_named(tmp_path: Path, link: bool) -> None:
+    path = tmp_path / "state"
+    if link:
+        path.symlink_to(tmp_path / "gone")
+    else:
+        path.touch()
+    told = f"{path} is a link to {tmp_path / 'gone'}, which" if link else f"{path} is no folder"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        private_dir(path / "blobs")

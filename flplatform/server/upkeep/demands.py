@@ -53,9 +53,10 @@ def log_held(place: Place) -> Iterator[None]:
                 stack.enter_context(held(lock, f"the event log {file}"))
                 if not os.access(file.parent, os.W_OK):
                     raise OSError(errno.EACCES, f"nothing can be written in {file.parent}")
-            except OSError as error:
+            except (OSError, ConfigError) as error:
+                why = error.strerror if isinstance(error, OSError) else error.message
                 raise ConfigError(
-                    f"state_url: {file} cannot be written: {error.strerror}",
+                    f"state_url: {file} cannot be written: {why}",
                     hint="name another file, or mend its folder",
                 ) from error
         yield

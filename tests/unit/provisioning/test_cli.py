@@ -80,5 +80,6 @@ def test_other_failures(file: Path, tmp_path: Path) -> None:
     call("provision", file)
     assert call("revoke", file, "nobody").exit_code == 1
     (tmp_path / "plain").write_text("")
-    assert call("provision", file, "--out", tmp_path / "plain").exit_code == 1
+    refused = call("provision", file, "--out", tmp_path / "plain")
+    assert (refused.exit_code, "plain is no folder" in refused.stderr) == (2, True)
     assert call().exit_code == 2

@@ -43,19 +43,39 @@ class Waiting:
     text: str
     since_s: float | None = None
 
+    @property
+    def clause(self) -> str:
+        """The text as it follows `waits for`, with the site as its first word, once."""
+        rest = self.text.removeprefix(self.site)
+        if self.text.startswith(f"{self.site} "):
+            return f"{self.site}: it{rest}"
+        return self.text if self.text.startswith(f"{self.site}:") else f"{self.site}: {self.text}"
+
 
 SITE_CAUSES = (
-    "disabled", "never_registered", "certificate", "away", "expected", "silent", "crashing",
-    "disk_full", "retrying", "refused", "no_answer", "not_taken", "slow", "working",
+    "disabled", "never_registered", "certificate", "away", "expected", "silent", "run_lost",
+    "crashing", "disk_full", "blob_lost", "retrying", "refused", "no_answer", "not_taken", "slow",
+    "working",
 )  # fmt: skip
-"""Why a site is waited for; `no_answer`: the signed start was not answered yet."""
+"""Why a site is waited for; `no_answer`: the signed start was not answered yet; `run_lost`: it
+does not have the run, and fails each task of it."""
 
 CAUSES = (
     "deploying", "quorum_lost", "training", "wait_after_min", "aggregating", "disk_full",
-    "validating", "finished", "aborted", "deadline", "declined", "task_failed",
+    "blob_lost", "validating", "finished", "aborted", "deadline", "declined", "task_failed",
     "aggregation_failed", "round_open", "round_closed", "idle", "working",
 )  # fmt: skip
 """Why a run is where it is; a site has one of `SITE_CAUSES`, `idle` or `working`."""
+
+
+def run_lost(run: int) -> str:
+    """Return how a task's error begins that comes from a site which does not have the run."""
+    return f"this site does not have run {run}"
+
+
+def rejoin(site: str, run: int) -> tuple[str, str]:
+    """Return the commands, in order, after which a site has a run anew."""
+    return f"abort client {site} --run {run}", f"start client {site} --run {run}"
 
 
 @dataclass(frozen=True, slots=True)

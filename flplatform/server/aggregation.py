@@ -18,6 +18,7 @@ from flplatform.algorithms.tiles import (
     measure,
     ranges,
 )
+from flplatform.core.errors import DataLossError, NotFoundError
 from flplatform.core.events import Blob, RoundClosed, Target
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Array
@@ -30,6 +31,11 @@ T = TypeVar("T")
 PARTS = 2
 """Threads that share one aggregation, the caller's included."""
 TILES_BETWEEN_DROPS = 16
+FROM_BACKUP = "put it back from a backup: its blobs folder has files of the same names"
+
+
+class LostInputError(DataLossError):
+    """A blob that a closed round names is not there."""
 
 
 class ModelFiles(Protocol):
@@ -66,6 +72,13 @@ class _MappedModel:
         length = self._places.of(mine[-1].name, mine[-1].stop) - begin
         if length >= mmap.PAGESIZE:
             self._mapping.madvise(mmap.MADV_DONTNEED, begin, length - length % mmap.PAGESIZE)
+
+
+def _mapped(blobs: ModelFiles, digest: str) -> _MappedModel:
+    try:
+        return _MappedModel(blobs.checked(digest))
+    except NotFoundError as error:
+        raise LostInputError(error.message, hint=FROM_BACKUP) from error
 
 
 def aggregate_closed(
@@ -114,24 +127,24 @@ def aggregate_round(
         The new model, and the new state of the optimiser if there is one.
 
     Raises:
-        NotFoundError: a blob is missing.
+        LostInputError: a blob is missing.
         DataLossError: a blob is damaged.
         ModelFormatError: an update has a tensor that the base model does not have like this.
         ResourceExhaustedError: the disk is full.
         FLError: what the aggregator refuses.
     """
-    base_model = _MappedModel(blobs.checked(base.digest))
+    base_model = _mapped(blobs, base.digest)
     models = [base_model]
     contributions = []
     for site, ref, weight in closed:
-        model = _MappedModel(blobs.checked(ref.digest))
+        model = _mapped(blobs, ref.digest)
         base_model.manifest.check_part(model.manifest, f"update of {site}")
         models.append(model)
         contributions.append(Contribution(site, weight, model.arrays))
     ordered = in_order(contributions)
     old_state = None
     if state is not None:
-        old = _MappedModel(blobs.checked(state.digest))
+        old = _mapped(blobs, state.digest)
         recipe.state_manifest(base_model.manifest).check_same(old.manifest, "optimizer state")
         old_state = old.arrays
     parts = ranges(base_model.manifest, PARTS)

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from flplatform.algorithms.workflows import RunState, decide, evolve, pending, replay
 from flplatform.core import events as ev
 from flplatform.core.errors import (
+    DataLossError,
     FLError,
     ResourceExhaustedError,
     UnavailableError,
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
 """Pause before an instruction that failed for want of space is tried again."""
+LOST_RETRY_S = 15.0
+"""The same where a file is lost or damaged: it is read whole each time."""
 
 CATCH_UP_S = 5.0
 """What a timer waits at least after a standstill: first comes what sites have sent meanwhile."""
@@ -127,7 +130,7 @@ class RunActor:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.wakes_at: dict[str, float] = {}
-        self.troubles: dict[str, tuple[str, str]] = {}
+        self.troubles: dict[str, tuple[str, str, str]] = {}
         """What waits for space → since when (UTC), and the error."""
         self._loop_task: asyncio.Task[None] | None = None
         self._deciding: Sequence[_Letter] = ()
@@ -358,7 +361,7 @@ class RunActor:
             await self._report(await self._made(item, kept))
 
     async def _made(self, item: Aggregate, kept: AsyncExitStack) -> Aggregated | InstructionFailed:
-        """Aggregate, again and again if what prevents it passes by itself."""
+        """Aggregate, again and again if what prevents it may pass, or be mended by an operator."""
         while True:
             try:
                 with explaining_shortage():
@@ -368,6 +371,10 @@ class RunActor:
                 log.error("run %d: %s waits: %r", self.run, item.id, error)
                 self._note_trouble(item.id, error)
                 await asyncio.sleep(RETRY_S)
+            except DataLossError as error:
+                log.error("run %d: %s waits until it is mended: %s", self.run, item.id, error)
+                self._note_trouble(item.id, error, "blob_lost")
+                await asyncio.sleep(LOST_RETRY_S)
             except FLError as error:
                 return InstructionFailed(item.id, f"aggregation: {error}")
             except Exception as error:
@@ -377,9 +384,9 @@ class RunActor:
                 self.troubles.pop(item.id, None)
                 return found
 
-    def _note_trouble(self, what: str, error: Exception) -> None:
-        since, _ = self.troubles.get(what, (utc_now(), ""))
-        self.troubles[what] = since, str(error) or type(error).__name__
+    def _note_trouble(self, what: str, error: Exception, cause: str = "disk_full") -> None:
+        since, *_ = self.troubles.get(what, (utc_now(),))
+        self.troubles[what] = since, str(error) or type(error).__name__, cause
 
 
 def _fail(letter: _Letter, error: Exception) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from flplatform.core import events as ev
 from flplatform.entrypoints.process import EXIT_CONFIG
+from flplatform.files.durable import write_atomic
 from tests.faults.conftest import LONG
 
 pytestmark = pytest.mark.timeout(900 if LONG else 300)
@@ -179,7 +180,7 @@ def test_a_package_that_a_site_has_lost_is_fetched_again(faulty, damage):
 @pytest.mark.parametrize("what", ["update", "model"])
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
 def test_a_damaged_blob_of_the_server_never_counts(faulty, what, damage):
-    """It is found before anything is computed of it: the run waits, or ends and names it."""
+    """It is found before anything is computed of it: the run waits until it is put back."""
     federation = faulty("site-1", "site-2")
     run = begin(federation)
     federation.kill("server")
@@ -187,14 +188,20 @@ def test_a_damaged_blob_of_the_server_never_counts(faulty, what, damage):
     (event,) = [e for e in federation.events(run) if isinstance(e, kind) and e.round == 2]
     digest = event.digest if what == "update" else event.model.digest
     path = federation.kit("server") / "state" / "blobs" / digest.partition(":")[2]
+    whole = path.read_bytes()
     damage(path)
     federation.tally.fault(f"damaged {what} of the server")
     (federation.gate / "site-1-2-train").unlink()
-    if not starts_or_names(federation, "server", path):
-        return
-    ended = federation.wait_event(run, ev.RunEnded)
-    assert ended.status == "failed", "a model was made of a damaged blob"
-    assert path.name in ended.reason, ended
+    assert starts_or_names(federation, "server", path)
+    told = "aggregate/2 waits until it is mended: "
+    federation.wait_for(lambda: told in federation.log_text("server"), told)
+    why = str(federation.ask(f"why {run}"))
+    assert "a model that is lost or damaged at the server" in why
+    assert path.name in why
+    write_atomic(path, whole, 0o444)
+    federation.tally.recovered()
+    federation.wait_event(run, ev.RunEnded)
+    federation.check_against_calm(run, rounds=3)
 
 
 @pytest.mark.faults_long

@@ -60,14 +60,14 @@ class Facts(Surroundings):
     Attributes:
         events, times: the run's log; times are UTC, ISO 8601.
         timers: running timer → seconds that are left.
-        troubles: what waits for space at the server → since when, and the error.
+        troubles: what waits at the server → since when, the error, and the cause.
     """
 
     state: RunState
     events: Sequence[ev.Event]
     times: Sequence[str]
     timers: Mapping[str, float]
-    troubles: Mapping[str, tuple[str, str]]
+    troubles: Mapping[str, tuple[str, str, str]]
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from flplatform.core.diagnosis import SITE_CAUSES, Diagnosis, Line, Waiting
 from flplatform.server.diagnosis.ended import why_ended
 from flplatform.server.diagnosis.facts import MAX_SITES, Facts, log_lines, names, span
 from flplatform.server.diagnosis.outlook import coming, options
+from flplatform.server.diagnosis.parted import lost
 from flplatform.server.diagnosis.sites import all_waiting, site_lines
 from flplatform.server.wording import describe
 
@@ -22,7 +23,7 @@ def why_run(facts: Facts) -> Diagnosis:
     if state.ended:
         return why_ended(facts)
     if facts.troubles:
-        return _no_space(facts)
+        return _stopped(facts)
     if state.step < 0:
         return _deploying(facts)
     if state.open_round is not None:
@@ -41,13 +42,14 @@ def _made(
 ) -> Diagnosis:
     start = facts.index_of_phase
     lines = [*_declines(facts, start), *log_lines(facts, start), *site_lines(facts, waits), *more]
+    lines += list(lost(facts).values())[:MAX_SITES]
     ask = [item.site for item in waits if item.cause in ASKABLE and item.site in facts.sites]
     return Diagnosis(
         headline=f"run {facts.state.run} {headline}",
         cause=cause,
         run=facts.state.run,
         waits_for=waits,
-        lines=tuple(sorted(lines, key=lambda line: line.time)),
+        lines=tuple(sorted(dict.fromkeys(lines), key=lambda line: line.time)),
         next=coming(facts, waits),
         can=options(facts, waits),
         ask=tuple(ask[:MAX_SITES]),
@@ -67,15 +69,17 @@ def _since(facts: Facts) -> str:
     return f"since {span(facts.age(facts.times[-1]))}"
 
 
-def _no_space(facts: Facts) -> Diagnosis:
-    (what, (since, error)), *_ = facts.troubles.items()
+def _stopped(facts: Facts) -> Diagnosis:
+    (what, (since, error, cause)), *_ = facts.troubles.items()
+    lost = cause == "blob_lost"
     doing = "its log cannot be written" if what == "append" else f"{what} cannot be stored"
-    text = f"{doing}: {error}"
-    server = Waiting("server", "disk_full", text, facts.age(since))
+    text = f"{what} lacks what it is made of: {error}" if lost else f"{doing}: {error}"
+    wanted = "a model that is lost or damaged" if lost else "space"
+    server = Waiting("server", cause, text, facts.age(since))
     return _made(
         facts,
-        f"waits for space at the server, since {span(facts.age(since))}: {text}",
-        "disk_full",
+        f"waits for {wanted} at the server, since {span(facts.age(since))}: {text}",
+        cause,
         (server,),
         [Line(since, f"server: {text}")],
     )

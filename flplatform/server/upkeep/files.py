@@ -14,6 +14,7 @@ from flplatform.files.digest import demand_digest
 from flplatform.files.modelfile import read_layout
 from flplatform.security.audit import Head, KitSeal, records, verify
 from flplatform.security.audit_files import unfinished_bytes
+from flplatform.server.aggregation import FROM_BACKUP
 from flplatform.server.upkeep.asides import SQLITE_ENDS
 from flplatform.server.upkeep.findings import RESTORE, Finding, note
 from flplatform.server.upkeep.place import AUDIT, BLOBS, BlobFolder, Need, Place
@@ -38,7 +39,6 @@ _LOGGED = ("begin", "stage", "submit", "validate_begin")
 _JSON_FILES = ("users.json", "sites.json", "login_attempts.json")
 INCOMING = "incoming"
 _PUBLIC_IN_PRIVATE = 0o444
-_FROM_BACKUP = "put it back from a backup: its blobs folder has files of the same names"
 
 
 def check_blobs(
@@ -65,7 +65,7 @@ def check_blobs(
             missing.add(digest)
         except OSError as error:
             text = f"it cannot be read: {error.strerror}; {need.who}"
-            findings.append(Finding(f"blob {digest}", BLOB_READ, text, _FROM_BACKUP))
+            findings.append(Finding(f"blob {digest}", BLOB_READ, text, FROM_BACKUP))
     return findings, missing
 
 
@@ -73,7 +73,7 @@ def missing_blobs(missing: Collection[str], needs: Mapping[str, Need]) -> Iterat
     """Say of blobs that they are missing, and who needs them."""
     for digest in sorted(missing):
         text = f"it is missing, {needs[digest].who}"
-        yield Finding(f"blob {digest}", BLOB_MISSING, text, _FROM_BACKUP)
+        yield Finding(f"blob {digest}", BLOB_MISSING, text, FROM_BACKUP)
 
 
 def _check_blob(path: Path, digest: str, need: Need, deep: bool) -> Iterator[Finding]:
@@ -81,19 +81,19 @@ def _check_blob(path: Path, digest: str, need: Need, deep: bool) -> Iterator[Fin
     if stat.S_ISLNK(status.st_mode) and path.stat():
         return  # said with the rights
     if not stat.S_ISREG(status.st_mode):
-        yield Finding(where, BLOB_READ, f"it is no plain file; {need.who}", _FROM_BACKUP)
+        yield Finding(where, BLOB_READ, f"it is no plain file; {need.who}", FROM_BACKUP)
     elif status.st_size != need.size:
         text = f"it has {status.st_size} bytes, the log says {need.size}; {need.who}"
-        yield Finding(where, BLOB_SIZE, text, _FROM_BACKUP)
+        yield Finding(where, BLOB_SIZE, text, FROM_BACKUP)
     elif deep:
         try:
             demand_digest(path, digest)
             if need.is_model:
                 read_layout(path)
         except DataLossError as error:
-            yield Finding(where, BLOB_DIGEST, error.message, _FROM_BACKUP)
+            yield Finding(where, BLOB_DIGEST, error.message, FROM_BACKUP)
         except ModelFormatError as error:
-            yield Finding(where, BLOB_MODEL, str(error), _FROM_BACKUP)
+            yield Finding(where, BLOB_MODEL, str(error), FROM_BACKUP)
 
 
 def list_unneeded(blobs: BlobFolder, needs: Mapping[str, Need]) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from flplatform.core import events as ev
 from flplatform.core.errors import DataLossError, FLError, NotFoundError
 from flplatform.core.messages import ModelRef
 from flplatform.files.digest import demand_digest
-from flplatform.server.aggregation import aggregate_closed
+from flplatform.server.aggregation import LostInputError, aggregate_closed
 from flplatform.server.upkeep.history import History, RunHistory
 from flplatform.server.upkeep.place import Need, Place, ScratchBlobs, needs_of, pool
 
@@ -68,7 +68,7 @@ def replay_run(
         for event in closed:
             try:
                 model, state = aggregate_closed(blobs, event, threads)
-            except NotFoundError as error:
+            except LostInputError as error:
                 yield _without_inputs(place, event, needs, error)
                 continue
             except (FLError, OSError) as error:
@@ -78,7 +78,7 @@ def replay_run(
 
 
 def _without_inputs(
-    place: Place, closed: ev.RoundClosed, needs: Mapping[str, Need], error: NotFoundError
+    place: Place, closed: ev.RoundClosed, needs: Mapping[str, Need], error: LostInputError
 ) -> Replayed:
     """Tell inputs that were freed from those that are lost."""
     inputs = _inputs(closed)

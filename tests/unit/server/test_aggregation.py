@@ -12,13 +12,13 @@ import safetensors.numpy
 
 from flplatform.algorithms.aggregators import AGGREGATORS
 from flplatform.algorithms.tiles import Recipe, aggregate
-from flplatform.core.errors import InvalidArgumentError, ModelFormatError, NotFoundError
+from flplatform.core.errors import InvalidArgumentError, ModelFormatError
 from flplatform.core.messages import ModelRef
 from flplatform.core.model import Array, Arrays
 from flplatform.core.ports import Contribution
 from flplatform.files.modelfile import load, save
 from flplatform.server import aggregation
-from flplatform.server.aggregation import aggregate_round
+from flplatform.server.aggregation import LostInputError, aggregate_round
 from flplatform.store.blobs import FileBlobStore
 
 MEAN = Recipe(AGGREGATORS.create("weighted_mean", {"exclude_vars": "flag"}))
@@ -110,7 +110,7 @@ def test_an_update_of_other_tensors_is_refused(
     with pytest.raises(ModelFormatError, match=r"update of alpha\['half'\]"):
         aggregate_round(store, [updates[0], ("alpha", odd, 1.0)], base, MEAN, pool)
     missing = ModelRef("blake3:" + "0" * 64, 1)
-    with pytest.raises(NotFoundError, match="no blob"):
+    with pytest.raises(LostInputError, match="no blob"):
         aggregate_round(store, [("alpha", missing, 1.0)], base, MEAN, pool)
 
 

@@ -12,6 +12,7 @@ from flplatform.algorithms.workflows import pending
 from flplatform.core import events as ev
 from flplatform.core.errors import (
     AlreadyExistsError,
+    DataLossError,
     FailedPreconditionError,
     FLError,
     InvalidArgumentError,
@@ -448,12 +449,22 @@ def test_what_is_told_is_kept_until_it_is_in_the_log(leaves: bool) -> None:
     play(scene())
 
 
-def test_an_update_that_cannot_be_read_now_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnavailableError("the update cannot be read: Input/output error"),
+        DataLossError("its bytes are others"),
+    ],
+)
+def test_an_update_that_cannot_be_read_now_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     monkeypatch.setattr(run_actor, "RETRY_S", 0.01)
+    monkeypatch.setattr(run_actor, "LOST_RETRY_S", 0.01)
 
     async def scene() -> None:
         hands = Hands()
-        hands.trouble = [UnavailableError("the update cannot be read: Input/output error")]
+        hands.trouble = [error]
         actor = await training(hands)
         await finish(actor, hands)
         assert actor.state.status == "finished"

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from flplatform.core.diagnosis import CAUSES, SITE_CAUSES, Diagnosis
+from flplatform.core.diagnosis import CAUSES, SITE_CAUSES, Diagnosis, run_lost
 from flplatform.core.errors import (
     InvalidArgumentError,
     ResourceExhaustedError,
@@ -115,11 +115,20 @@ def test_aggregating() -> None:
 @pytest.mark.parametrize("what", ["append", "aggregate/1"])
 def test_the_servers_disk_is_full(what: str) -> None:
     run = training("ab").updates("a", "b")
-    trouble = {what: (told(run).times[-1], "the disk is full (rule: disk)")}
+    trouble = {what: (told(run).times[-1], "the disk is full (rule: disk)", "disk_full")}
     why = why_run(told(run, ago=7.0, troubles=trouble))
     assert why.cause == "disk_full"
     assert causes(why) == {"server": "disk_full"}
     assert "waits for space at the server, since 7.0 s" in why.headline
+
+
+def test_the_server_has_lost_an_update() -> None:
+    run = training("ab").updates("a", "b")
+    trouble = {"aggregate/1": (told(run).times[-1], "there is no blob 1; put it back", "blob_lost")}
+    why = why_run(told(run, ago=7.0, troubles=trouble))
+    assert (why.cause, causes(why)) == ("blob_lost", {"server": "blob_lost"})
+    assert "waits for a model that is lost or damaged at the server, since 7.0 s" in why.headline
+    assert "put it back" in why.headline
 
 
 def test_validating_gathers() -> None:
@@ -137,6 +146,69 @@ def test_validating_gathers() -> None:
     why = why_run(told(run))
     assert "to validate 3 models each" in why.headline
     assert "1 of 6 results are in" in why.headline
+
+
+# ---- who does no work for it --------------------------------------------------------------------
+
+
+BACK = ("abort client c --run 7", "start client c --run 7")
+"""How `c` comes to have the run again."""
+
+
+def test_a_site_that_has_lost_the_run() -> None:
+    run = training("abc", rounds=2, min_clients=2).updates("a")
+    run.fail("c", f"{run_lost(7)}: do this")
+    why = why_run(told(run))
+    assert why.can[:2] == BACK
+    assert "abort all --run 7" not in why.can, "the others go on"
+    assert text(why).count("this site does not have run 7") == 1
+    run.update("b")
+    run.publish()
+    assert "this site does not have run 7" in text(why_run(told(run))), "though a round is over"
+    run.withdraw("c")
+    assert why_run(told(run)).can[0] == BACK[1]
+    run.add("c")
+    why = why_run(told(run))
+    assert not any("client c" in command for command in why.can), "it is asked anew"
+    assert why.can[-1] == "abort all --run 7"
+
+
+def test_a_site_that_works_again_has_the_run() -> None:
+    run = training("abc", rounds=2, min_clients=2)
+    run.fail("c", run_lost(7))
+    run.updates("a", "b").publish()
+    run.update("c")
+    assert why_run(told(run)).can[-1] == "abort all --run 7"
+
+
+def test_what_a_run_cannot_do_without_is_not_taken_from_it() -> None:
+    """Who is left is too few: withdrawing one more ends the run."""
+    run = training("abc", rounds=2, min_clients=2)
+    run.fail("c", run_lost(7))
+    run.updates("a", "b").publish()
+    run.withdraw("b")
+    assert run.status == "training"
+    for command in why_run(told(run)).can:
+        assert not command.startswith("abort client c")
+
+
+def test_a_site_that_declined_is_asked_again() -> None:
+    run = Played("abc").accept("a")
+    run.decline("c", "", "no such dataset")
+    why = why_run(told(run))
+    assert "c declined: no such dataset" in text(why)
+    assert BACK[1] in why.can
+    assert BACK[0] not in why.can
+    why = why_run(told(run, views={"c": site("c", state="disabled")}))
+    assert BACK[1] not in why.can, "it would be refused"
+
+
+def test_after_the_last_round_nobody_is_asked_to_join() -> None:
+    run = validating("abc", min_clients=2)
+    run.fail("c", run_lost(7), kind="submit_model")
+    why = why_run(told(run))
+    assert not any("client c" in command for command in why.can)
+    assert why.can[-1] == "abort all --run 7"
 
 
 # ---- how a site is ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ such as space on its disk, has no code: it is waited for, see `_await_shortage`.
 """
 
 import asyncio
+import errno
 import json
 import logging
 import logging.handlers
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -98,7 +99,9 @@ def run(make: Callable[[Kit, Callable[[bool], None]], Service], kind: str) -> in
         return EXIT_IN_USE
     except (FLError, OSError, MemoryError) as error:
         if shortage := shortage_in(error):  # nobody logs yet
-            _await_shortage(folder, shortage, error, _print_error)
+            _await_shortage(
+                (folder, folder / "state", folder / "logs"), shortage, error, _print_error
+            )
         _print_error(f"cannot start: {error}")
         return EXIT_CONFIG
 
@@ -125,7 +128,9 @@ def _run(
         ending.done()
     shortage = shortage_in(failure)
     if shortage and ending.asked_at is None:
-        _await_shortage(kit.folder, shortage, failure, log.error)
+        _await_shortage(
+            (kit.folder, kit.state_folder(), kit.folder / "logs"), shortage, failure, log.error
+        )
     if isinstance(failure, FLError | OSError):
         log.error("cannot start: %s", failure)
         return EXIT_CONFIG if isinstance(failure, ConfigError | DataLossError) else EXIT_FAILED
@@ -145,7 +150,7 @@ def _is_told(attempt: int) -> bool:
 
 
 def _await_shortage(
-    kit: Path,
+    folders: Iterable[Path],
     shortage: ResourceExhaustedError,
     error: BaseException,
     tell: Callable[[str], None],
@@ -162,9 +167,10 @@ def _await_shortage(
     first, longest = SHORTAGE_PAUSES_S
     pause = min(longest, first * 2 ** min(attempt - 1, 16))
     if _is_told(attempt):
+        free = f"; {_free(error, folders)}" if shortage.rule == "disk" else ""
         tell(
-            f"cannot start yet: {shortage.message}: {error}; below {kit} {_free(kit)}; it tries "
-            f"again by itself until this has passed, next in {pause:g} s"
+            f"cannot start yet: {shortage.message}: {error}{free}; it tries again by itself until "
+            f"this has passed, next in {pause:g} s"
         )
     os.environ[ATTEMPTS] = str(attempt)
     while True:
@@ -177,11 +183,37 @@ def _await_shortage(
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _free(folder: Path) -> str:
+def _free(error: BaseException, folders: Iterable[Path]) -> str:
+    """Return what is left on the disk that is full: that of the file that an error names.
+
+    If it names none, it is that of the folders, which may be links, with the least left.
+    """
+    from flplatform.hci.units import size  # noqa: PLC0415 - a site has no console otherwise
+
+    name = _file_in(error)
     try:
-        return f"{shutil.disk_usage(folder).free} bytes are free"
-    except OSError as error:
-        return f"the disk says {error}"
+        places = map(_existing, folders if name is None else [Path(name).absolute()])
+        free, place = min((shutil.disk_usage(place).free, place) for place in places)
+    except OSError as refusal:
+        return f"the disk says {refusal}"
+    return f"{size(free)} are free on the disk of {place}"
+
+
+def _file_in(error: BaseException) -> str | None:
+    """Return the file that found no room, if an error or what led to it names it."""
+    each: BaseException | None = error
+    met: set[int] = set()
+    while each is not None and id(each) not in met:
+        met.add(id(each))
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
+            return each.filename if isinstance(each.filename, str) else None
+        each = each.__cause__ or each.__context__
+    return None
+
+
+def _existing(path: Path) -> Path:
+    """Return a path, or of the folders around it the nearest that is there."""
+    return next((each for each in (path, *path.parents) if each.exists()), path)
 
 
 class _Ending:

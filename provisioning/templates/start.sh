@@ -21,15 +21,18 @@ KIT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 PID_FILE="$KIT/daemon.pid"
 READY_FILE="$KIT/state/ready.json"
 CONSOLE_LOG="$KIT/logs/console.log"
+PLACES=("$KIT" "$KIT/state" "$KIT/logs")
 BACKOFF_MS=${FLP_BACKOFF_MS:-1000}
 CRASH_WINDOW_S=${FLP_CRASH_WINDOW_S:-600}
 MAX_CRASHES=${FLP_MAX_CRASHES:-5}
 READY_S=${FLP_READY_S:-60}
+ERROR='^[^ ]+ (ERROR|CRITICAL) '
 IN_USE=73 RESTART=75 WRONG_KIT=78 GAVE_UP=79
 
 # What it is printed to may lie on a full disk: that must not end this script.
 say() { printf 'start.sh: %s\n' "$*" >&2 2>/dev/null || true; }
 die() { say "$1"; exit "${2:-1}"; }
+stopped() { say "stopped by a signal; the program was not running"; exit 0; }
 
 if [[ -f "$KIT/startup/fed_server.json" ]]; then
     MODULE=flplatform.entrypoints.server
@@ -41,45 +44,72 @@ else
     die "$KIT is not the kit of a server or a site" "$WRONG_KIT"
 fi
 
-# Prints the last error that the program logged after byte $1 of its log, since its last start.
+# Prints the last error that the program logged after byte $1 of its log, since its last start; what
+# kept it from being ready has passed once it is.
 last_error() {
     local from=$1
     [[ -f "$PROGRAM_LOG" ]] || return 0
     (($(stat -c %s -- "$PROGRAM_LOG") >= from)) || from=0
-    tail -c "+$((from + 1))" -- "$PROGRAM_LOG" | grep -aE '^[^ ]+ (ERROR|CRITICAL) | starts$' |
-        tail -n 1 | grep -av ' starts$' | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176' || true
+    tail -c "+$((from + 1))" -- "$PROGRAM_LOG" | grep -aE "$ERROR|^[^ ]+ INFO +ready: | starts$" |
+        tail -n 1 | grep -aE "$ERROR" | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176' || true
 }
 
-# Prints how it ended: what came last on the console unless the program's log is newer.
+# Prints how it ended: the last errors on the console unless the program's log is newer. What they
+# promise is left out: nothing runs that would do it.
 last_words() {
     if [[ -s "$CONSOLE_LOG" && ! "$CONSOLE_LOG" -ot "$PROGRAM_LOG" ]]; then
-        tail -n 2 -- "$CONSOLE_LOG" | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176'
+        grep -aE "$ERROR|^(start\.sh: |cannot start|[A-Za-z_.]+Error: )" -- "$CONSOLE_LOG" |
+            tail -n 2 | cut -c 1-500 | LC_ALL=C tr -cd '\12\40-\176' || true
     else
         last_error 0
-    fi
+    fi | sed -E 's/; (starting again in|it goes on by itself|it tries again by itself) .*//'
 }
 
-# Says how little the kit's disk has left, if that is next to nothing.
+# Says how little is left on the disk of $@, each of which may be a link; of the one that has
+# least, and only if that is next to nothing.
 disk_left() {
-    local kib
-    kib=$(df -k --output=avail -- "$KIT" 2>/dev/null | tail -n 1 | tr -cd 0-9) || true
-    ((${kib:-1024} >= 1024)) || printf '%s KiB are free on the disk of %s' "$kib" "$KIT"
+    local kib place
+    read -r kib place < <(df -k --output=avail,file -- "$@" 2>/dev/null | tail -n +2 | sort -n) ||
+        return 0
+    [[ "$kib" == *[!0-9]* ]] || ((kib >= 1024)) ||
+        printf '%s KiB are free on the disk of %s' "$kib" "$place"
+}
+
+# Whoever this script runs, and itself, has the lock's file open as number 9. Who has got its number
+# since has not, and a zombie has nothing open.
+ours() { [[ "/proc/$1/fd/9" -ef "$PID_FILE" ]]; }
+
+# Reads the lock's file: sets `supervisor` to its first number, `pids` to those that still run, and
+# `pause` to why nothing does for now.
+read_pids() {
+    local line
+    supervisor='' pids='' pause=''
+    while IFS= read -r line; do
+        if [[ "$line" == *[!0-9]* ]]; then
+            pause=$line
+        else
+            supervisor=${supervisor:-$line}
+            ! ours "$line" || pids+="${pids:+ }$line"
+        fi
+    done <"$PID_FILE"
 }
 
 signals=0
-# Does "$@" with the file of the lock as soon as there is room for it; another error than a shortage ends this script.
+# Does "$@" with the file of the lock as soon as there is room for it; another error than a shortage
+# ends this script.
 once_there_is_room() {
-    local error waited=0
+    local error left waited=0
     until error=$(exec 2>&1; export LC_ALL=C; "$@"); do
         case "$error" in
             *"No space left"* | *"quota exceeded"* | *"open files"* | *"allocate memory"*) ;;
             *) die "$error" ;;
         esac
         waited=$((waited + 1))
+        left=$(disk_left "$KIT")
         ((waited & (waited - 1))) || # ever more rarely
-            say "cannot start yet: $PID_FILE: ${error##*: }; $(disk_left); it goes on by itself" \
+            say "cannot start yet: $PID_FILE: ${error##*: }${left:+; $left}; it goes on by itself" \
                 "once there is room"
-        ((signals == 0)) || exit 0
+        ((signals == 0)) || stopped
         sleep 1 9>&-
     done
 }
@@ -92,16 +122,18 @@ case "$MODE" in
         if [[ ! -f "$PID_FILE" ]] || flock --shared --nonblock "$PID_FILE" true; then
             printf 'not running\n'
             error=$(last_words)
+            [[ -n "$error" || ! -f "$READY_FILE" ]] ||
+                printf 'it ended without warning: killed, or the machine went down\n'
             [[ -z "$error" ]] || printf 'last error: %s\n' "$error"
             exit 3
         fi
-        { read -r supervisor && read -r program; } <"$PID_FILE" || program=
-        printf 'processes: %s\n' "$(tr '\n' ' ' <"$PID_FILE")"
-        [[ -z "$program" || -d "/proc/$supervisor" ]] ||
+        read_pids
+        printf 'processes: %s\n' "$pids"
+        [[ -z "$pids" || "${pids%% *}" == "$supervisor" ]] ||
             printf 'not supervised: start.sh was ended; stop.sh, then start.sh\n'
         if [[ ! -f "$READY_FILE" ]]; then
-            printf 'not ready\n'
-            for what in "$(last_error 0)" "$(disk_left)"; do
+            printf 'not ready%s\n' "${pause:+: $pause}"
+            for what in "$(last_error 0)" "$(disk_left "${PLACES[@]}")"; do
                 [[ -z "$what" ]] || printf 'last error: %s\n' "$what"
             done
             exit 4
@@ -134,7 +166,10 @@ cd -- "$KIT"
 # Whoever only asks for it, as --status, lets go of it at once.
 once_there_is_room touch -- "$PID_FILE"
 exec 9>>"$PID_FILE"
-flock --wait 0.5 9 || die "already running: $(tr '\n' ' ' <"$PID_FILE")" "$IN_USE"
+if ! flock --wait 0.5 9; then
+    read_pids
+    die "already running: $pids${pause:+; $pause}" "$IN_USE"
+fi
 
 if [[ "$MODE" == --background ]]; then
     LOG=$CONSOLE_LOG
@@ -156,7 +191,7 @@ if [[ "$MODE" == --background ]]; then
         sleep 0.05
     done
     if [[ ! -f "$READY_FILE" ]]; then
-        for what in "$(last_error "$logged")" "$(disk_left)"; do
+        for what in "$(last_error "$logged")" "$(disk_left "${PLACES[@]}")"; do
             [[ -z "$what" ]] || say "last error: $what"
         done
         die "started, but not ready after $READY_S s; see $LOG"
@@ -165,15 +200,15 @@ if [[ "$MODE" == --background ]]; then
     exit 0
 fi
 
-# In place: the room that it takes is taken once.
-note_pids() {
+# In place: the room that it takes is taken once. Takes numbers, and why nothing runs for now.
+note() {
     local text
     text=$(printf '%s\n' "$@")
     printf '%s\n' "$text" 1<>"$PID_FILE" && truncate -s "$((${#text} + 1))" -- "$PID_FILE"
 }
 
 if [[ "$MODE" == --once ]]; then
-    once_there_is_room note_pids "$$"
+    once_there_is_room note "$$"
     exec "$PY" -P -m "$MODULE" "$KIT"
 fi
 
@@ -195,15 +230,20 @@ await_child() {
     done
 }
 
-# Says how the program ended: its exit code or signal, and the last error that it logged.
-describe_end() {
-    local error name
+# Says how the program ended: its exit code or signal.
+exit_code() {
+    local name
     printf 'exit code %s' "$code"
     if ((code > 128)) && name=$(kill -l "$((code - 128))" 2>/dev/null); then
         printf ' (signal %s)' "$name"
     fi
+}
+
+# The same with the last error that it logged.
+describe_end() {
+    local error
     error=$(last_error "$logged")
-    [[ -z "$error" ]] || printf '; last error: %s' "$error"
+    printf '%s%s' "$(exit_code)" "${error:+; last error: $error}"
 }
 
 # The lock is on the file that was opened: another one of that name is another kit's.
@@ -215,11 +255,11 @@ demand_kit() {
 crashes=()
 while ((signals == 0)); do
     demand_kit
-    once_there_is_room note_pids "$$"
+    once_there_is_room note "$$"
     logged=$(stat -c %s -- "$PROGRAM_LOG" 2>/dev/null || echo 0)
     "$PY" -P -m "$MODULE" "$KIT" &
     child=$!
-    note_pids "$$" "$child" 2>/dev/null || true
+    note "$$" "$child" 2>/dev/null || true
     ((signals == 0)) || kill -TERM "$child" 2>/dev/null || true
     await_child
     child=
@@ -236,6 +276,7 @@ while ((signals == 0)); do
     if [[ "$code" == "$RESTART" ]]; then
         crashes=()
         wait_ms=$BACKOFF_MS
+        why="a restart that was asked for"
         say "restart was asked for"
     else
         recent=()
@@ -247,11 +288,15 @@ while ((signals == 0)); do
             die "gave up after ${#crashes[@]} crashes within $CRASH_WINDOW_S s: $(describe_end)" \
                 "$GAVE_UP"
         wait_ms=$((BACKOFF_MS * (1 << (${#crashes[@]} - 1))))
+        why="crash ${#crashes[@]} of $MAX_CRASHES: $(exit_code)"
         say "$(describe_end); starting again in $wait_ms ms"
     fi
+    next=$(date -u -d "$((wait_ms / 1000)) seconds" '+at %F %T UTC') || next=soon
+    note "$$" "pauses after $why; starts again $next" 2>/dev/null || true
     sleep "$((wait_ms / 1000)).$(printf '%03d' $((wait_ms % 1000)))" 9>&- &
     child=$!
     ((signals == 0)) || kill -TERM "$child" 2>/dev/null || true
     await_child
     child=
 done
+stopped

@@ -17,7 +17,7 @@ ours() { [[ "/proc/$1/fd/9" -ef "$PID_FILE" ]]; }
 # Sets `pids` to those in the file, or, where a full disk took none, to those found by `ours`.
 read_pids() {
     local found
-    mapfile -t pids <"$PID_FILE"
+    mapfile -t pids < <(grep -xE '[0-9]+' -- "$PID_FILE") # and not why start.sh pauses
     ((${#pids[@]} == 0)) || return 0
     for found in /proc/[0-9]*; do
         ! ours "${found#/proc/}" || pids+=("${found#/proc/}")

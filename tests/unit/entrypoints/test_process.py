@@ -1,7 +1,9 @@
 """What every process does alike, with a service that the test plays."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from flplatform.core.errors import UnavailableError
 from flplatform.entrypoints import process
 from flplatform.files.lock import PROCESS_LOCK, held
 from tests.support.federation import provision
@@ -238,7 +241,7 @@ def short(kit: Path, started: Callable[..., "subprocess.Popen[str]"]) -> "subpro
     (kit / "logs").mkdir()
     (kit / "logs" / "server.log").touch()
     running = started(make=SHORT.strip(), ready=False)
-    says(kit, "ERROR   cannot start yet: the disk is full: cannot be opened; below")
+    says(kit, "ERROR   cannot start yet: the disk is full: cannot be opened; ")
     return running
 
 
@@ -277,6 +280,34 @@ def test_a_shortage_of_what_serves_already_is_no_crash(
     code, errors = ended(running)
     assert code == process.EXIT_STOPPED
     assert errors.count("cannot start yet: the disk is full") == 1
+
+
+FULL = Path("/proc")
+"""A file system that has no byte free."""
+
+
+def no_space(*names: object) -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device", *names)
+
+
+def test_what_is_left_is_told_of_the_disk_that_is_full(tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    folders = (kit, kit / "state", kit / "logs")  # which may not be there yet
+    assert process._free(no_space(), folders).endswith(f" are free on the disk of {kit}")
+    (kit / "state").symlink_to(FULL)
+    least = f"0 B are free on the disk of {kit}/state"
+    assert process._free(no_space(), folders) == least
+    assert process._free(no_space(7), folders) == least
+
+
+def test_the_disk_of_the_file_that_found_no_room_is_meant(tmp_path: Path) -> None:
+    other = UnavailableError("cannot be opened")
+    other.__cause__ = no_space(str(FULL / "no" / "events.db"))
+    other.__context__ = FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path))
+    assert process._free(other, [tmp_path]) == f"0 B are free on the disk of {FULL}"
+    said = process._free(no_space(str(tmp_path / "no" / "events.db")), [FULL])
+    assert re.fullmatch(rf"[\d.]+ [kMGT]?B are free on the disk of {tmp_path}", said)
 
 
 def test_waiting_is_told_ever_more_rarely() -> None:

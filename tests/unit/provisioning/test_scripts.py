@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -24,6 +25,7 @@ count=$(wc -l <"$KIT_LOG")
 """Logs its run once its trap is set, so whoever has read that may stop it."""
 DEADLINE_S = 60.0
 GAVE_UP, IN_USE = 79, 73
+STOPPED = "stopped by a signal; the program was not running"
 WAITING = "while :; do sleep 0.02; done"
 
 
@@ -242,6 +244,130 @@ def test_a_program_that_has_crashed_does_not_serve(tmp_path: Path) -> None:
     kit.finish(process)
 
 
+def test_status_says_that_it_pauses_and_why(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "kill -KILL $$")
+    kit.environment["FLP_BACKOFF_MS"] = "600000"
+    process = kit.start()
+    wait_until(lambda: waits_for(process.pid) == ["sleep"])
+    pause = r"pauses after crash 1 of 5: exit code 137 \(signal KILL\); starts again at 20.* UTC"
+    code, output = kit.finish(kit.start("--status"))
+    assert code == 4
+    assert re.fullmatch(f"processes: {process.pid}\nnot ready: {pause}\n", output)
+    code, output = kit.finish(kit.start("--background"))
+    assert code == IN_USE
+    assert re.fullmatch(
+        f"start.sh: already running: {process.pid}; {pause}\n", without_root(output)
+    )
+    assert kit.stop().stdout == "stopped\n"
+    code, output = kit.finish(process)
+    assert (code, output.splitlines()[-1]) == (0, f"start.sh: {STOPPED}")
+
+
+def without_root(output: str) -> str:
+    lines = output.splitlines(keepends=True)
+    return "".join(line for line in lines if "runs as root" not in line)
+
+
+def test_status_says_that_a_restart_was_asked_for(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "exit 75")
+    kit.environment["FLP_BACKOFF_MS"] = "600000"
+    process = kit.start()
+    wait_until(lambda: waits_for(process.pid) == ["sleep"])
+    assert (
+        "not ready: pauses after a restart that was asked for; starts"
+        in (kit.finish(kit.start("--status"))[1])
+    )
+    kit.stop()
+    kit.finish(process)
+
+
+def test_a_pause_ends_with_the_next_start(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, f"((count > 1)) || exit 3; {WAITING}")
+    process = kit.start()
+    pid = kit.await_runs(2)[1].split()[0]
+    pids = kit.folder / "daemon.pid"
+    wait_until(lambda: pids.read_text() == f"{process.pid}\n{pid}\n")
+    kit.stop()
+    kit.finish(process)
+
+
+def test_what_was_stopped_in_a_pause_does_not_promise_to_start_again(tmp_path: Path) -> None:
+    body = "mkdir -p state; : >state/ready.json; while [[ ! -e go ]]; do sleep 0.02; done; exit 3"
+    kit = Kit(tmp_path, body)
+    kit.environment["FLP_BACKOFF_MS"] = "600000"
+    assert kit.finish(kit.start("--background"))[0] == 0
+    (kit.folder / "go").touch()
+    console = kit.folder / "logs" / "console.log"
+    wait_until(lambda: "starting again in 600000 ms" in console.read_text())
+    assert kit.stop().stdout == "stopped\n"
+    code, output = kit.finish(kit.start("--status"))
+    said = f"not running\nlast error: start.sh: exit code 3\nstart.sh: {STOPPED}\n"
+    assert (code, output) == (3, said)
+
+
+WARNING = "2026 WARNING get tasks: try 12 failed: no connection\n"
+
+
+@pytest.mark.parametrize(
+    ("console", "told"),
+    [
+        (WARNING * 2, ""),
+        (f"2026 ERROR   odd\n{WARNING}", "2026 ERROR   odd"),
+        (f"start.sh: exit code 1; starting again in 4000 ms\n{WARNING}", "start.sh: exit code 1"),
+        ("ImportError: no x\nstart.sh: gave up\n", "ImportError: no x\nstart.sh: gave up"),
+        (
+            "2026 ERROR   cannot start yet: full; it tries again by itself until this\n",
+            "2026 ERROR   cannot start yet: full",
+        ),
+        (
+            "start.sh: cannot start yet: No space left; it goes on by itself once there is\n",
+            "start.sh: cannot start yet: No space left",
+        ),
+    ],
+    ids=["warnings", "error", "crash", "import", "program waits", "script waits"],
+)
+def test_only_errors_are_told_of_what_does_not_run(tmp_path: Path, console: str, told: str) -> None:
+    kit = Kit(tmp_path, "exit 0")
+    (kit.folder / "logs").mkdir()
+    (kit.folder / "logs" / "console.log").write_text(console)
+    said = f"last error: {told}\n" if told else ""
+    assert kit.finish(kit.start("--status")) == (3, f"not running\n{said}")
+
+
+def test_what_kept_it_from_being_ready_has_passed_once_it_is(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, "exit 0")
+    log = kit.folder / "logs" / "site.log"
+    log.parent.mkdir()
+    log.write_text("2026 ERROR   cannot start yet\n2026 INFO    ready: fl_port 1\n")
+    assert kit.finish(kit.start("--status")) == (3, "not running\n")
+    log.write_text(log.read_text() + "2026 ERROR   no room for what starts\n")
+    told = "last error: 2026 ERROR   no room for what starts\n"
+    assert kit.finish(kit.start("--status")) == (3, f"not running\n{told}")
+
+
+def test_a_sudden_end_is_told_where_nothing_else_tells_of_it(waiting: Kit) -> None:
+    process = waiting.start()
+    (run,) = waiting.await_runs(1)
+    (waiting.folder / "state").mkdir()
+    (waiting.folder / "state" / "ready.json").write_text("{}")
+    process.kill()
+    os.kill(int(run.split()[0]), signal.SIGKILL)
+    wait_until(lambda: not alive(int(run.split()[0])))
+    process.communicate()
+    told = "it ended without warning: killed, or the machine went down\n"
+    assert waiting.finish(waiting.start("--status")) == (3, f"not running\n{told}")
+
+
+def test_status_looks_at_the_disk_that_has_least(waiting: Kit) -> None:
+    (waiting.folder / "state").symlink_to("/proc")  # a file system that has no byte free
+    process = waiting.start()
+    waiting.await_runs(1)
+    output = waiting.finish(waiting.start("--status"))[1]
+    assert f"last error: 0 KiB are free on the disk of {waiting.folder}/state\n" in output
+    waiting.stop()
+    waiting.finish(process)
+
+
 def line_of(process: "subprocess.Popen[str]") -> str:
     assert process.stderr is not None
     return process.stderr.readline()
@@ -253,8 +379,10 @@ def test_status_tells_that_nobody_would_start_it_again(waiting: Kit) -> None:
     wait_until(lambda: len((waiting.folder / "daemon.pid").read_text().split()) == 2)
     assert "supervised" not in waiting.finish(waiting.start("--status"))[1]
     process.kill()
-    process.wait(timeout=DEADLINE_S)
-    assert "not supervised: start.sh was ended" in waiting.finish(waiting.start("--status"))[1]
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody reaps it
+    code, output = waiting.finish(waiting.start("--status"))
+    assert f"processes: {waiting.runs()[0].split()[0]}\n" in output, "not that of a zombie"
+    assert "not supervised: start.sh was ended" in output
     waiting.stop()
     process.communicate(timeout=DEADLINE_S)
 

@@ -261,7 +261,7 @@ async def _watch_kit(kit: Kit, lock: int, state: int, end_with: Callable[[int], 
         if not is_same(state, folder.resolve()):
             break
         await asyncio.sleep(KIT_WATCH_S)
-    # Without its state a process can begin anew; another kit in the place of this one it is not.
+    # Without its state a site can begin anew; another kit in the place of this one it is not.
     log.critical(
         "%s was moved, removed or made anew: what is written now would be lost, so it ends",
         folder if held_here else kit.folder,

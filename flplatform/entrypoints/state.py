@@ -21,12 +21,13 @@ from flplatform.hci.escape import MAX_LINE, escape
 from flplatform.server.upkeep.backup import Manifest, back_up
 from flplatform.server.upkeep.backups import is_backup, verify_backup
 from flplatform.server.upkeep.history import History, RunHistory
+from flplatform.server.upkeep.log_id import OwnLog
 from flplatform.server.upkeep.place import Place
 from flplatform.server.upkeep.replay import replay_run, run_of
 from flplatform.server.upkeep.restore import restore as restore_backup
 from flplatform.server.upkeep.unfinished import told_of
 from flplatform.server.upkeep.verify import Report, check_log_head, check_own_log, verify_state
-from flplatform.server.wording import describe, moment
+from flplatform.server.wording import count, describe, moment
 
 app = typer.Typer(
     name="fl_state",
@@ -104,12 +105,12 @@ def _print_report(report: Report) -> None:
     for kind, findings in (("PROBLEM", report.problems), ("note", report.notes)):
         for each in findings:
             _line(f"{kind}  {each}")
-    count = len(report.problems)
-    found = f"{count} problem{'s' if count != 1 else ''}" if count else "no problem"
+    found = count(len(report.problems), "problem") if report.problems else "no problem"
     looked_at = "every byte" if report.deep else "sizes only"
     _line(
-        f"{found} in {report.runs} runs with {report.events} events, {report.blobs} blobs "
-        f"({looked_at}) and {report.audit_records} audit records"
+        f"{found} in {count(report.runs, 'run')} with {count(report.events, 'event')}, "
+        f"{count(report.blobs, 'blob')} ({looked_at}) and "
+        f"{count(report.audit_records, 'audit record')}"
     )
 
 
@@ -222,8 +223,8 @@ def backup(
         _line(f"PROBLEM  {problem}")
     size = sum(entry.size for entry in made.files.values())
     _line(
-        f"backed up {made.runs} runs with {made.events} events in {len(made.files)} files, "
-        f"{size} bytes, to {target}"
+        f"backed up {count(made.runs, 'run')} with {count(made.events, 'event')} in "
+        f"{count(len(made.files), 'file')}, {size} bytes, to {target}"
     )
 
 
@@ -265,7 +266,8 @@ def restore(
     if done.took_url:
         _line(f"the event log lies where the backup's local files have it: {done.log}")
     made = done.manifest
-    _line(f"restored {made.runs} runs with {made.events} events, as they were at {made.made}")
+    runs, events = count(made.runs, "run"), count(made.events, "event")
+    _line(f"restored {runs} with {events}, as they were at {made.made}")
     if done.unended:
         _line(
             f"not ended at the backup, and going on: {', '.join(map(str, done.unended))}; if the "
@@ -278,6 +280,8 @@ def _place(kit: Path) -> Place:
     """Return the state of a kit; say if it is not what it should be."""
     place = Place.of(kit)
     _tell_unfinished(place)
+    if place.holds_log:
+        OwnLog.of(place).demand_state()
     with place.snapshot() as log:
         for each in (*check_own_log(place, log), *check_log_head(place)):
             kind = "PROBLEM" if each.problem else "note"

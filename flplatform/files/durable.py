@@ -118,14 +118,18 @@ def private_dir(path: Path) -> Path:
         try:
             path.mkdir(mode=PRIVATE_DIR, exist_ok=True)
         except FileExistsError:
-            if not path.is_symlink():
-                raise ConfigError(f"{path} is no folder", hint="move it away") from None
-            raise ConfigError(
-                f"{path} is a link to {os.readlink(path)}, which is not there",
-                hint="put the folder there, or remove the link",
-            ) from None
+            is_link = path.is_symlink()
+            hint = "put the folder there, or remove the link" if is_link else "move it away"
+            raise ConfigError(why_no_folder(path), hint=hint) from None
         fsync_dir(path.parent)
     return path
+
+
+def why_no_folder(path: Path) -> str:
+    """Return what is in the place of a folder; empty if it is one, or nothing is there."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {os.readlink(path)}, which is not there"
+    return f"{path} is no folder" if path.exists() and not path.is_dir() else ""
 
 
 def check_private(path: Path) -> None:

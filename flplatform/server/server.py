@@ -113,7 +113,7 @@ class FederatedServer:
         end: called with whether to restart, when an admin ends the process.
 
     Raises:
-        ConfigError: a restore did not end, or the log is not that of the state folder.
+        ConfigError: a restore did not end, the state folder is lost, or the log is not its own.
         FLError: the state cannot be opened.
     """
 
@@ -121,13 +121,14 @@ class FederatedServer:
         demand_finished(kit)
         limits = kit.server.limits
         folder = kit.state_folder()
+        own_log = OwnLog(folder, folder / "blobs", kit.folder)
+        own_log.demand_state()
         self._end = end
         self.kit = kit
         self.denials = Denials()
         self.trust = Trust(kit, self.denials)
         self.workers = Workers(WORKERS, thread_name_prefix="blob", initializer=give_way)
         resources = kit.local.resources
-        own_log = OwnLog(folder, folder / "blobs")
         self.store = SqlStateStore(
             resources.state_url or folder / "events.db",
             self._on_fatal,

@@ -13,9 +13,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from flplatform.core.errors import NotFoundError, UnavailableError
+from flplatform.files.durable import why_no_folder
 from flplatform.files.lock import is_held
 from flplatform.store.sqlite import BUSY_TIMEOUT_S
 
+PUT_THERE = "mount its disk, or put the folder there"
+"""What to do where a file, or a link to nowhere, is in the place of a folder."""
 _NOTHING_BESIDE = ("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY")
 _ACCOUNT = "run this as the account that the server runs under"
 
@@ -37,6 +40,8 @@ def readable(path: Path) -> Iterator[str]:
         UnavailableError: it cannot be read, or was written meanwhile.
     """
     try:
+        if why := why_no_folder(path.parent):
+            raise NotFoundError(f"there is no event log: {why}", hint=PUT_THERE)
         if not path.is_file():
             raise NotFoundError(f"there is no event log {path}", hint="was a server started?")
     except PermissionError as error:

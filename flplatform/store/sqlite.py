@@ -60,9 +60,8 @@ class SqliteFile:
         with self.explained(), self.engine.connect() as connection:
             found = connection.scalars(text("PRAGMA quick_check(1)")).all()
             if found != ["ok"]:
-                raise DataLossError(
-                    f"{path} is damaged: {found[0]}", hint="restore it from a backup"
-                )
+                what = " ".join(str(found[0]).split())  # it may have several lines
+                raise DataLossError(f"{path} is damaged: {what}", hint="restore it from a backup")
         fsync_dir(path.parent)
 
     def _lock(self, path: Path, closing: ExitStack) -> None:

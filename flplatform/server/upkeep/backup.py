@@ -41,6 +41,7 @@ from flplatform.server.upkeep.becoming import becoming, remove_left
 from flplatform.server.upkeep.files import check_files
 from flplatform.server.upkeep.findings import Finding
 from flplatform.server.upkeep.history import History
+from flplatform.server.upkeep.log_id import OwnLog
 from flplatform.server.upkeep.place import (
     BLOBS,
     LOG,
@@ -115,6 +116,7 @@ def back_up(
         DataLossError: the state has problems.
         UnavailableError: a server at work frees blobs faster than they can be taken.
         FailedPreconditionError: a restore of it did not end.
+        ConfigError: the state folder is lost.
         FLError: the log cannot be read.
         ResourceExhaustedError: the disk is full; nothing is left behind.
         OSError: the disk refused; nothing is left behind.
@@ -122,6 +124,8 @@ def back_up(
     target = target.absolute()
     if told := told_of(place.kit.folder):
         raise FailedPreconditionError(told)
+    if place.holds_log:
+        OwnLog.of(place).demand_state()
     if os.path.lexists(target):
         raise AlreadyExistsError(f"{target} exists", hint="name a folder that does not")
     for folder in (*place.roots, place.kit.folder / "local"):
@@ -266,8 +270,12 @@ def _take_log_and_blobs(
         with place.snapshot() as now:
             now.copy(log)
         taken.take(set(place.blobs.digests()) - unwanted)
-        with snapshot(log) as copied:
-            history = history_of(copied)
+        try:
+            with snapshot(log) as copied:
+                history = history_of(copied)
+        except DataLossError as error:  # what is damaged is what was copied
+            error.message = error.message.replace(str(log), now.name)
+            raise
         needs = needs_of(history)
         taken.take(needs)
         again = taken.drop_all_but(needs)

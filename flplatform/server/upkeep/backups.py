@@ -10,6 +10,7 @@ from flplatform.server.upkeep.findings import Finding
 from flplatform.server.upkeep.place import Place
 from flplatform.server.upkeep.restore import read_backup
 from flplatform.server.upkeep.verify import Report, verify_state
+from flplatform.server.wording import count
 
 WHOLE = "whole backup"
 
@@ -43,9 +44,8 @@ def verify_backup(folder: Path, kit: Kit, deep: bool = False) -> tuple[Manifest 
         return None, Report((Finding(str(folder), WHOLE, error.message, advice),))
     report = verify_state(Place.of_backup(folder, kit), deep)
     if manifest.problems:
-        count = len(manifest.problems)
-        text = f"the state had {count} problem{'s' if count > 1 else ''}, the first: "
-        text += manifest.problems[0]
+        had = count(len(manifest.problems), "problem")
+        text = f"the state had {had}, the first: {manifest.problems[0]}"
         told = Finding(MANIFEST, WHOLE, text, "take another backup, or restore it with --damaged")
         report = replace(report, findings=(told, *report.findings))
     return manifest, replace(report, deep=True)

@@ -16,7 +16,7 @@ from flplatform.files.durable import private_dir
 from flplatform.files.lock import held
 from flplatform.server.upkeep.asides import SQLITE_ENDS
 from flplatform.server.upkeep.building import in_building
-from flplatform.server.upkeep.place import LOG, READY, Place
+from flplatform.server.upkeep.place import LOG, Place, contents
 from flplatform.server.upkeep.streams import Stored
 from flplatform.server.upkeep.unfinished import Unfinished
 from flplatform.store.snapshot import DamagedRow, snapshot, sqlite_file
@@ -183,14 +183,6 @@ def _demand_same(backup: Path, place: Place) -> None:
 def is_there(file: Path) -> bool:
     """Return whether there is a SQLite file, or what is left of one: SQLite would use it."""
     return any(Path(f"{file}{end}").exists() for end in ("", *SQLITE_ENDS))
-
-
-def contents(folder: Path) -> Iterator[Path]:
-    """Yield what makes a folder a state; a server that never started leaves nothing of it."""
-    if folder.is_dir():
-        for path in folder.rglob("*"):
-            if not path.is_dir() and not path.name.endswith(".lock") and path.name != READY:
-                yield path
 
 
 def streams_of(target: str | Path) -> tuple[str, Mapping[str, list[Stored]]]:

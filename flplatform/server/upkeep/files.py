@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,6 +67,20 @@ def check_blobs(
             text = f"it cannot be read: {error.strerror}; {need.who}"
             findings.append(Finding(f"blob {digest}", BLOB_READ, text, FROM_BACKUP))
     return findings, missing
+
+
+def check_digests(blobs: BlobFolder, digests: Iterable[str]) -> Iterator[Finding]:
+    """Read blobs of which no log tells: each has at least the digest that it is named for."""
+    for digest in digests:
+        try:
+            demand_digest(blobs.file(digest), digest)
+        except FileNotFoundError:
+            continue  # freed meanwhile
+        except DataLossError as error:
+            yield Finding(f"blob {digest}", BLOB_DIGEST, error.message, FROM_BACKUP)
+        except OSError as error:
+            text = f"it cannot be read: {error.strerror}"
+            yield Finding(f"blob {digest}", BLOB_READ, text, FROM_BACKUP)
 
 
 def missing_blobs(missing: Collection[str], needs: Mapping[str, Need]) -> Iterator[Finding]:

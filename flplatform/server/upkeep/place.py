@@ -77,8 +77,12 @@ class Place:
     def resolved(self) -> "Place":
         """Return the same with the folder that is meant, should the kit have a link to it."""
         folder = Path(os.path.realpath(self.folder))
-        inside = self.target == self.folder / LOG
-        return replace(self, folder=folder, target=folder / LOG if inside else self.target)
+        return replace(self, folder=folder, target=folder / LOG if self.holds_log else self.target)
+
+    @property
+    def holds_log(self) -> bool:
+        """Whether the log is the state folder's own file: it is lost with the folder."""
+        return self.target == self.folder / LOG
 
     @property
     def log_file(self) -> Path | None:
@@ -158,6 +162,14 @@ class Place:
                 now = needs_of(history_of(log, runs))
             lost = {digest for digest in lost if digest in now and not self.blobs.has(digest)}
         return lost
+
+
+def contents(folder: Path) -> Iterator[Path]:
+    """Yield what makes a folder a state; a server that never started leaves nothing of it."""
+    if folder.is_dir():
+        for path in folder.rglob("*"):
+            if not path.is_dir() and not path.name.endswith(".lock") and path.name != READY:
+                yield path
 
 
 def _real_parent(file: Path) -> Path:

@@ -17,7 +17,7 @@ from flplatform.core.errors import (
 )
 from flplatform.core.strict import parse_json
 from flplatform.files.digest import digest_of_file
-from flplatform.files.durable import fsync_dir, replace_durably
+from flplatform.files.durable import fsync_dir, replace_durably, why_no_folder
 from flplatform.files.lock import held
 from flplatform.security.kit import Kit
 from flplatform.security.signing import Signed, check_signature
@@ -32,7 +32,6 @@ from flplatform.server.upkeep.building import (
     in_building,
 )
 from flplatform.server.upkeep.demands import (
-    contents,
     demand_possible,
     is_there,
     log_held,
@@ -40,8 +39,9 @@ from flplatform.server.upkeep.demands import (
 )
 from flplatform.server.upkeep.history import History
 from flplatform.server.upkeep.log_id import OwnLog
-from flplatform.server.upkeep.place import BLOBS, LOG, Place, history_of, needs_of
+from flplatform.server.upkeep.place import BLOBS, LOG, Place, contents, history_of, needs_of
 from flplatform.server.upkeep.unfinished import Unfinished, unfinished_in
+from flplatform.server.wording import count
 from flplatform.store.snapshot import open_store, snapshot, sqlite_file
 
 
@@ -153,6 +153,8 @@ def restore(
     """
     with ExitStack() as locks:
         locks.enter_context(held(place.lock, f"the kit {place.kit.folder}"))
+        if place.folder.exists() and not place.folder.is_dir():
+            raise FailedPreconditionError(why_no_folder(place.folder), hint="move it away")
         if place.opened:
             raise FailedPreconditionError(
                 f"a server has the state {place.folder} open", hint="stop it first"
@@ -161,8 +163,8 @@ def restore(
         manifest, history, origin = _read_backup(backup, place.kit)
         if manifest.problems and not damaged:
             raise FailedPreconditionError(
-                f"{backup} holds a state that had {len(manifest.problems)} problems, the first: "
-                + manifest.problems[0],
+                f"{backup} holds a state that had {count(len(manifest.problems), 'problem')}, "
+                f"the first: {manifest.problems[0]}",
                 hint="--damaged restores what there is",
             )
         local = LocalFiles.of(backup, manifest, place, with_local)
@@ -183,6 +185,7 @@ def restore(
             _swap(place, built, asides, undo)
         fsync_dir(place.folder.parent)
         local.write()
+        OwnLog.of(place).note(origin)
         _fill_log(backup, place, asides, origin)
         name = _demand_restored(backup, place)
         Unfinished.end(place.kit.folder)

@@ -8,6 +8,7 @@ from flplatform.core.errors import ConfigError, DataLossError, NotFoundError
 from flplatform.server.upkeep.files import (
     check_audit,
     check_blobs,
+    check_digests,
     check_files,
     list_unneeded,
     missing_blobs,
@@ -76,14 +77,16 @@ def verify_state(place: Place, deep: bool = False) -> Report:
         findings += check_log_head(place)
     except DataLossError as error:
         finding = Finding("event log", DATABASE, error.message, error.hint or RESTORE)
-        return Report((*findings, finding, *_beside_log(place)))
+        return _without_log(place, (*findings, finding), deep)
     except NotFoundError as error:
         if findings:
             return Report(tuple(findings))
+        if lost := [*check_state_folder(place)]:
+            return Report(tuple(lost))
         if not (beside := _what_a_log_would_know(place)):
             raise
         finding = Finding("event log", DATABASE, f"{error.message}, but {beside}", _OTHER_LOG)
-        return Report((finding, *_beside_log(place)))
+        return _without_log(place, (finding,), deep)
     findings += history.findings
     findings += check_emptiness(place, history)
     findings += check_orders(history)
@@ -105,8 +108,21 @@ def check_emptiness(place: Place, history: History) -> Iterable[Finding]:
         yield Finding("event log", DATABASE, f"it is empty, but {beside}", _OTHER_LOG)
 
 
+def check_state_folder(place: Place) -> Iterable[Finding]:
+    """Find the empty state folder of a kit whose server has worked before."""
+    own = OwnLog.of(place)
+    try:
+        if why := own.why_lost():
+            yield Finding(place.folder.name, OWN_LOG, why, own.how_to_find())
+    except ConfigError as error:
+        yield Finding(LOG_ID, OWN_LOG, error.message, error.hint)
+
+
 def check_own_log(place: Place, log: Snapshot) -> Iterable[Finding]:
     """Find a log that is not the one that the state folder belongs to."""
+    if lost := [*check_state_folder(place)]:
+        yield from lost
+        return
     own, is_empty = OwnLog.of(place), not log.streams()
     try:
         if is_empty and not own.id:
@@ -158,6 +174,9 @@ def _unfinished(place: Place) -> Iterable[Finding]:
         yield Finding(MARKER, "whole restore", told, "no server starts yet")
 
 
-def _beside_log(place: Place) -> Iterable[Finding]:
-    """Check what can be checked without a log."""
-    return [*check_files(place), *check_audit(place)[1]]
+def _without_log(place: Place, findings: Iterable[Finding], deep: bool) -> Report:
+    """Check what can be checked without a log, which alone knows what sizes blobs have."""
+    digests = place.blobs.digests() if deep else []
+    found = [*findings, *check_files(place), *check_digests(place.blobs, digests)]
+    head, problems = check_audit(place)
+    return Report((*found, *problems), blobs=len(digests), audit_records=head.seq, deep=deep)

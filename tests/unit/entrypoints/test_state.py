@@ -155,6 +155,39 @@ def test_another_log_than_the_folders(kit: Path) -> None:  # noqa: F811
     assert "correct state_url in local/resources.yml, or restore a backup" in server.stderr
 
 
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_state_that_is_not_mounted(kit: Path, mounted: bool) -> None:  # noqa: F811
+    (kit / "log-id").write_bytes((kit / "state" / "log-id").read_bytes())
+    (kit / "state").rename(kit.parent / "elsewhere")
+    if mounted:
+        (kit / "state").mkdir()
+    program = [sys.executable, "-m", "flplatform.entrypoints.server", str(kit)]
+    server = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert server.returncode == EXIT_CONFIG
+    assert f"cannot start: a server has worked on the kit {kit} before, with log " in server.stderr
+    assert f"the state folder {kit / 'state'} is empty; mount the state folder" in server.stderr
+    assert not [*(kit / "state").iterdir()]
+    for words in (["verify", kit], ["show", kit], ["replay", kit, 1], ["backup", kit, kit / "b"]):
+        done = fl_state(*words)
+        assert (done.exit_code, f"{kit / 'state'} is empty; " in done.output) == (1, True), words
+
+
+def test_what_is_in_the_place_of_the_state_is_named(kit: Path, tmp_path: Path) -> None:  # noqa: F811
+    fl_state("backup", kit, tmp_path / "b")
+    (kit / "state").rename(tmp_path / "elsewhere")
+    (kit / "state").touch()
+    words = [["verify", kit], ["show", kit], ["backup", kit, tmp_path / "c"]]
+    for each in (*words, ["restore", tmp_path / "b", kit]):
+        done = fl_state(*each)
+        assert (done.exit_code, f"{kit / 'state'} is no folder; " in done.stderr) == (1, True), each
+    (kit / "state").unlink()
+    (kit / "state").symlink_to("/mnt/none")
+    for each in (*words, ["restore", tmp_path / "b", kit]):
+        done = fl_state(*each)
+        expected = f"{kit / 'state'} is a link to /mnt/none, which is not there; mount its disk"
+        assert (done.exit_code, expected in done.stderr) == (1, True), each
+
+
 def test_a_state_url_that_is_none_is_not_shown(kit: Path) -> None:  # noqa: F811
     text = "host=db password=S3cr3t"
     (kit / "local" / "resources.yml").write_text(f'state_url: "{text}"\n')

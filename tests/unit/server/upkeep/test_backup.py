@@ -243,7 +243,7 @@ def test_a_state_with_problems(place: Place, tmp_path: Path) -> None:
         back_up(place, tmp_path / "backup")
     made = back_up(place, tmp_path / "backup", damaged=True)
     assert len(made.problems) == 1
-    with pytest.raises(FailedPreconditionError, match="had 1 problems"):
+    with pytest.raises(FailedPreconditionError, match="had 1 problem, the first: "):
         restore(tmp_path / "backup", place, move_aside=True)
     restore(tmp_path / "backup", place, move_aside=True, damaged=True)
     assert [each.rule for each in verify_state(place).problems] == ["blob is there"]

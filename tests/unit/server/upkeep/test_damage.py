@@ -24,7 +24,7 @@ from flplatform.server.upkeep.place import Place, needs_of
 from flplatform.server.upkeep.replay import replay_run
 from flplatform.server.upkeep.restore import restore
 from flplatform.server.upkeep.verify import verify_state
-from flplatform.store.snapshot import Snapshot
+from flplatform.store.snapshot import Snapshot, open_store
 
 Sql = Callable[..., None]
 
@@ -120,14 +120,58 @@ def test_a_database_that_has_lost_its_order(
         place.history()
 
 
-def test_a_lost_page_is_always_found(place: Place) -> None:
+def each_page_lost(place: Place) -> Iterator[None]:
+    """Have one page of the log after the other lost."""
     path = place.folder / "events.db"
     with closing(sqlite3.connect(path)) as database:
         (size,) = database.execute("PRAGMA page_size").fetchone()
     whole = path.read_bytes()
     for at in range(0, len(whole), size):
         path.write_bytes(whole[:at] + b"\xff" * size + whole[at + size :])
+        yield
+
+
+def test_a_lost_page_is_always_found(place: Place) -> None:
+    for _ in each_page_lost(place):
         assert any(each.rule == "I1 database" for each in problems(place))
+
+
+def test_what_can_be_checked_without_a_log(place: Place, tmp_path: Path) -> None:
+    bad = blob_of(place, 1)
+    next(each_page_lost(place))
+    report = verify_state(place)
+    assert {each.rule for each in report.problems} == {"I1 database"}
+    assert (report.blobs, report.audit_records) == (0, 5)
+    bad.chmod(0o600)
+    bad.write_bytes(b"no model")
+    bad.chmod(0o444)
+    report = verify_state(place, deep=True)
+    assert {each.rule for each in report.problems} == {"I1 database", "I5 blob digest"}
+    assert (report.blobs, report.audit_records) == (len(place.blobs.digests()), 5)
+
+
+def test_a_backup_names_the_log_that_is_damaged(place: Place, tmp_path: Path) -> None:
+    """And not its copy, of which nothing is left."""
+    refusals = []
+    for number, _ in enumerate(each_page_lost(place)):
+        try:
+            back_up(place, tmp_path / f"backup {number}", damaged=True)
+        except DataLossError as error:
+            refusals.append(str(error))
+    assert refusals
+    for text in refusals:
+        assert str(place.folder / "events.db") in text
+        assert str(tmp_path / "backup") not in text
+
+
+def test_a_server_tells_the_damage_in_one_line(place: Place) -> None:
+    path, told = place.folder / "events.db", []
+    for _ in each_page_lost(place):
+        with pytest.raises(DataLossError) as refused:
+            open_store(path)
+        told.append(refused.value.message)
+    assert all(f"{path} is damaged: " in text and "\n" not in text for text in told)
+    assert any("in database main" in text for text in told)
 
 
 # ---- blobs

@@ -37,6 +37,16 @@ def keep_log_in(kit: Path, url: str) -> Place:
     return Place.of(kit)
 
 
+def noted_in(place: Place) -> Path:
+    """Where the kit notes to which log its state belongs."""
+    return place.kit.folder / LOG_ID
+
+
+def write_private(path: Path, text: str) -> None:
+    path.touch(0o600)
+    path.write_text(f"{text}\n")
+
+
 def origin_of(place: Place) -> str:
     with place.snapshot() as log:
         return log.origin
@@ -141,16 +151,140 @@ def test_a_lost_folder_is_no_new_one(started: Place) -> None:
     shutil.copy(started.folder / "events.db", path)
     shutil.rmtree(started.folder)
     place = keep_log_in(started.kit.folder, f"sqlite:///{path}")
+    with pytest.raises(ConfigError, match="but the state folder .* is empty; mount the state"):
+        start(place.kit.folder)
+    (found,) = verify_state(place).problems[:1]
+    assert (found.rule, "is empty" in found.text) == ("own log", True)
+    noted_in(place).unlink()  # as of a kit that only releases before have served
     with pytest.raises(ConfigError, match="holds events, but the state folder .* is a new one"):
         start(place.kit.folder)
     assert any(each.rule == "own log" for each in verify_state(place).problems)
+    write_private(noted_in(place), origin_of(place))
+    place.folder.mkdir(exist_ok=True)
+    shutil.copy(noted_in(place), place.folder / LOG_ID)  # the operator knows better
+    start(place.kit.folder)
+
+
+def test_the_kit_notes_the_id(started: Place) -> None:
+    """Of an older state too, at the first start of a release that knows how to."""
+    path = noted_in(started)
+    assert path.read_text() == (started.folder / LOG_ID).read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.unlink()
+    start(started.kit.folder)
+    assert path.read_text() == (started.folder / LOG_ID).read_text()
+
+
+def lose_folder(place: Place) -> None:
+    place.folder.rename(place.kit.folder.parent / "moved")
+
+
+def lose_mount(place: Place) -> None:
+    """Its mount point is there, and what a file system has of its own."""
+    lose_folder(place)
+    (place.folder / "lost+found").mkdir(parents=True)
+
+
+def lose_to_another(place: Place) -> None:
+    """Something is mounted there, but no state."""
+    lose_mount(place)
+    (place.folder / "readme.txt").touch()
+
+
+@pytest.mark.parametrize("lose", [lose_folder, lose_mount, lose_to_another])
+def test_a_lost_state_is_missed(started: Place, lose: Callable[[Place], None]) -> None:
+    """No server begins anew: the sites would throw their runs away."""
+    known, kit = OwnLog.of(started).id, started.kit.folder
+    lose(started)
+    for _ in range(2):  # the refused start has left nothing that the next takes for a state
+        with pytest.raises(ConfigError) as refused:
+            start(kit)
+        text = str(refused.value)
+        assert f"a server has worked on the kit {kit} before, with log {known} " in text
+        for word in (str(started.folder), "mount", "restore a backup", f"remove {kit}/{LOG_ID}"):
+            assert word in text
+        assert not (started.folder / LOG_ID).exists()
+        assert not (started.folder / "blobs").exists()
+    shutil.rmtree(started.folder, ignore_errors=True)
+    (kit.parent / "moved").rename(started.folder)
+    start(kit)
+    assert OwnLog.of(started).id == known
+    assert not verify_state(started).problems
+
+
+def test_a_lost_state_is_told(started: Place, tmp_path: Path) -> None:
+    lose_folder(started)
+    (found,) = verify_state(started).problems
+    assert (found.where, found.rule) == ("state", "own log")
+    assert "is empty" in found.text
+    with pytest.raises(ConfigError, match="is empty; mount the state folder"):
+        back_up(started, tmp_path / "b")
+    noted_in(started).write_text("odd")
+    (found,) = verify_state(started).problems
+    assert "log-id is damaged" in found.text
+    with pytest.raises(ConfigError, match="log-id is damaged: .* remove .*/kit/log-id"):
+        start(started.kit.folder)
+
+
+def test_a_lost_state_is_restored(started: Place, tmp_path: Path) -> None:
+    known = OwnLog.of(started).id
+    back_up(started, tmp_path / "b")
+    lose_folder(started)
+    restore(tmp_path / "b", started)
+    start(started.kit.folder)
+    assert OwnLog.of(started).id == OwnLog.of(started).noted == known
+
+
+def test_a_restored_state_is_followed(started: Place, place: Place, tmp_path: Path) -> None:
+    """Also that of a release before, which has no id and no event; then nothing tells of a loss."""
+    write_private(noted_in(place), "a" * 32)
+    with closing(sqlite3.connect(place.folder / "events.db")) as database:
+        database.executescript(
+            "DELETE FROM events; DROP TABLE origin; UPDATE schema_version SET version = 2"
+        )
+    (place.folder / LOG_ID).unlink()
+    for path in (place.folder / "blobs").glob("?" * 64):
+        path.unlink()
+    back_up(place, tmp_path / "b", damaged=True)
+    restore(tmp_path / "b", place, move_aside=True, damaged=True)
+    assert not noted_in(place).exists()
+    start(place.kit.folder)
+    assert OwnLog.of(place).noted == origin_of(place)
+
+
+def test_another_state_is_followed(
+    started: Place, caplog: pytest.LogCaptureFixture
+) -> None:  # put there on purpose
+    known = OwnLog.of(started).id
+    write_private(noted_in(started), "a" * 32)
+    start(started.kit.folder)
+    assert OwnLog.of(started).noted == known
+    assert f"the state is another than before: log {known}, not {'a' * 32}" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "odd"])
+def test_a_damaged_note_is_written_anew(started: Place, text: str) -> None:
+    noted_in(started).write_text(text)
+    start(started.kit.folder)
+    assert OwnLog.of(started).noted == OwnLog.of(started).id
+
+
+def test_a_kit_that_cannot_be_written(started: Place, caplog: pytest.LogCaptureFixture) -> None:
+    noted_in(started).unlink()
+    noted_in(started).mkdir()
+    start(started.kit.folder)
+    assert "a loss of the state folder would go unnoticed: " in caplog.text
+    lose_folder(started)
+    with pytest.raises(ConfigError, match="log-id cannot be read: Is a directory"):
+        start(started.kit.folder)
 
 
 def test_to_begin_anew(started: Place) -> None:
     known = OwnLog.of(started).id
-    started.folder.rename(started.kit.folder / "old")
+    lose_folder(started)
+    noted_in(started).unlink()
     start(started.kit.folder)
-    assert OwnLog.of(started).id not in ("", known)
+    assert OwnLog.of(started).id == OwnLog.of(started).noted != known
 
 
 def test_a_backup_carries_it(started: Place, postgres: Cluster, tmp_path: Path) -> None:

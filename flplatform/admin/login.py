@@ -14,9 +14,10 @@ from typing import Any
 from flplatform.admin.orders import Trust
 from flplatform.admin.users import UserStore
 from flplatform.core.config import ServerLimits
-from flplatform.core.errors import ConfigError, FLError, UnauthenticatedError, UnavailableError
+from flplatform.core.errors import FLError, UnauthenticatedError, UnavailableError
 from flplatform.core.ports import AuditSink
 from flplatform.files.durable import write_atomic
+from flplatform.files.shortage import remedy_at, shortage_in
 from flplatform.hci import AdminSession, LoginThrottle, Sessions, login_refused
 from flplatform.rpc.interceptors import Caller
 from flplatform.security.identity import Identity
@@ -77,8 +78,8 @@ class LoginDesk:
         workers: threads for disk and argon2.
 
     Raises:
-        ConfigError: what is remembered cannot be read.
-        OSError: likewise.
+        ConfigError: `users.json` is not what this release wrote.
+        OSError: what is remembered cannot be read.
     """
 
     def __init__(
@@ -104,8 +105,12 @@ class LoginDesk:
         if self._attempts.exists():
             try:
                 self._throttle.load(json.loads(self._attempts.read_bytes()))
-            except (ValueError, FLError) as error:
-                raise ConfigError(f"{self._attempts}: {error}") from None
+            except (ValueError, FLError) as error:  # only a counter: no reason to let nobody in
+                log.warning(
+                    "%s is damaged and made anew, earlier failed sign-ins are forgotten: %s",
+                    self._attempts,
+                    error,
+                )
 
     async def login(
         self, caller: Caller, nonce: bytes, password: str, record: bytes, signature: bytes
@@ -130,16 +135,16 @@ class LoginDesk:
         try:
             self.challenges.use(nonce, me.fingerprint)
             async with self._turns[me.fingerprint]:  # others under way do not count as failed
-                await self._prove(caller, password, record, signature)
+                store = self._trust.store
+                await self._count(
+                    caller, lambda: self._users.check(me, password, record, signature, store)
+                )
         except UnauthenticatedError as error:
-            try:
-                await self._note(caller, "denied", error.message)
-            except OSError as failure:
-                log.error("a refused sign-in is not in the audit: %s", failure)
+            await self._note_denied(caller, error)
             raise
         except OSError as error:
             log.error("nobody can sign in: %s", error)
-            raise UnavailableError("the server cannot write to its disk") from error
+            raise _cannot_write(error) from error
         return self._sessions.open(
             user=me.name,
             role=me.role,
@@ -194,30 +199,62 @@ class LoginDesk:
         caller = Caller(identity, session.peer)
         try:
             async with self._turns[identity.fingerprint]:
-                self._throttle.attempt(identity.name, identity.fingerprint, session.peer)
-                await self._save()
-                if not await self._run(check):
-                    raise login_refused()
-                self._throttle.succeeded(identity.name, identity.fingerprint, session.peer)
-                await self._save()
-                await self._note(caller, "allowed", "password checked again")
+                await self._count(caller, check, "password checked again")
         except UnauthenticatedError as error:
-            await self._note(caller, "denied", error.message)
+            await self._note_denied(caller, error)
             raise
         except OSError as error:
             log.error("a password cannot be checked: %s", error)
-            raise UnavailableError("the server cannot write to its disk") from error
+            raise _cannot_write(error) from error
 
-    async def _prove(self, caller: Caller, password: str, record: bytes, signature: bytes) -> None:
-        me = caller.identity
-        self._throttle.attempt(me.name, me.fingerprint, caller.peer)
-        await self._save()
-        store = self._trust.store
-        if not await self._run(self._users.check, me, password, record, signature, store):
-            raise login_refused()
-        await self._note(caller, "allowed")
-        self._throttle.succeeded(me.name, me.fingerprint, caller.peer)
-        await self._save()
+    async def _count(self, caller: Caller, check: Callable[[], bool], reason: str = "") -> None:
+        """Count an attempt, check the password, and forgive what was counted if it is right.
+
+        On a full disk nobody is locked out, and nobody can guess without being counted: an attempt
+        that cannot be stored is taken back with its password unseen, and once it is stored, only
+        a right password comes to where anything else is written.
+
+        Args:
+            caller: who tries.
+            check: looks at the password; writes only if that is right.
+            reason: of the audit's record.
+
+        Raises:
+            UnauthenticatedError: it is wrong, or was tried too often.
+            OSError: something could not be stored.
+        """
+        who = caller.identity.name, caller.identity.fingerprint, caller.peer
+        self._throttle.attempt(*who)
+        stored = False
+        try:
+            await self._save()
+            stored = True
+            if not await self._run(check):
+                raise login_refused()
+            await self._note(caller, "allowed", reason)
+        except OSError:
+            self._throttle.take_back(*who)
+            if stored:
+                await self._save_forgiven()
+            raise
+        self._throttle.succeeded(*who)
+        await self._save_forgiven()
+
+    async def _save_forgiven(self) -> None:
+        try:
+            await self._save()
+        except OSError as error:
+            log.warning(
+                "a restart would count a sign-in that is forgiven, %s cannot be written: %s",
+                self._attempts,
+                error,
+            )
+
+    async def _note_denied(self, caller: Caller, error: UnauthenticatedError) -> None:
+        try:
+            await self._note(caller, "denied", error.message)
+        except OSError as failure:
+            log.error("a refused sign-in is not in the audit: %s", failure)
 
     async def _save(self) -> None:
         async with self._saving:  # an older state must not overwrite a newer one
@@ -230,3 +267,15 @@ class LoginDesk:
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
+
+
+def _cannot_write(error: OSError) -> UnavailableError:
+    shortage = shortage_in(error)
+    if shortage is None:
+        return UnavailableError(
+            "the server cannot write to its disk", hint="the server's log says more"
+        )
+    return UnavailableError(
+        f"the server cannot write to its disk: {shortage.message}",
+        hint=f"{remedy_at(shortage, 'the server')}; this did not count as an attempt",
+    )

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Protocol
 
 from pydantic import Field
@@ -63,9 +64,14 @@ class Starter(Protocol):
     """Accepts runs; see `client.site_runs.SiteRuns`."""
 
     async def accept(
-        self, signed: Signed, order: StartOrder, submitter: Identity, body: StartBody
+        self,
+        signed: Signed,
+        order: StartOrder,
+        submitter: Identity,
+        body: StartBody,
+        record: Callable[[], None],
     ) -> Body:
-        """Take a run on, or refuse it."""
+        """Take a run on, or refuse it; `record` writes the audit, which comes before the deed."""
 
     def recorded(self, signed: Signed, body: StartBody) -> Body | None:
         """Return the answer given to this very start before."""
@@ -163,9 +169,8 @@ class RequestAgent:
             StartOrder, signed, self._trust(), datetime.now(UTC), self._skew_s
         )
         actor.update(identity.as_actor(), order=order.submission_id)
-        return await self._audited(
-            actor, request, lambda: self._runs.accept(signed, order, identity, body)
-        )
+        record = partial(self._allow, actor, request)
+        return await self._runs.accept(signed, order, identity, body, record)
 
     async def _deny(self, request: pb.SiteRequest, actor: dict[str, str]) -> Body:
         """Take in denials, each of them signed by itself; the audit names those that are news."""
@@ -213,10 +218,13 @@ class RequestAgent:
         act: Callable[[], Awaitable[Body]],
     ) -> Body:
         """Write the audit first: what cannot be recorded must not happen."""
+        self._allow(actor, request)
+        return await act()
+
+    def _allow(self, actor: Mapping[str, str], request: pb.SiteRequest) -> None:
         self._audit.record(
             actor, request.topic, "allowed", details=_shared(actor), correlation_id=request.id
         )
-        return await act()
 
 
 def _shared(actor: Mapping[str, str]) -> dict[str, str]:

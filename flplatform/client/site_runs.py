@@ -169,11 +169,23 @@ class SiteRuns:
         return {"isolation": run.plan.isolation}
 
     async def accept(
-        self, signed: Signed, order: StartOrder, submitter: Identity, body: StartBody
+        self,
+        signed: Signed,
+        order: StartOrder,
+        submitter: Identity,
+        body: StartBody,
+        record: Callable[[], None] = lambda: None,
     ) -> Mapping[str, Any]:
-        """Take a run on: download, verify, ask the policy, unpack; durable on return.
+        """Take a run on: record, download, verify, ask the policy, unpack; durable on return.
 
-        It is given up when the order's time is over, or its run.
+        What finds no space waits for it. It is given up when the order's time is over, or its run.
+
+        Args:
+            signed: the signed start.
+            order: what it says.
+            submitter: who signed it.
+            body: what the server adds.
+            record: writes the audit, before anything is done.
 
         Raises:
             FLError: refused or failed, and why.
@@ -187,10 +199,15 @@ class SiteRuns:
                 rule="signed job digest",
             )
         async with self._starts.turn(body.run, order) as start:
-            return await self._accept(signed, submitter, body, start)
+            return await self._accept(signed, submitter, body, start, record)
 
     async def _accept(
-        self, signed: Signed, submitter: Identity, body: StartBody, start: Start
+        self,
+        signed: Signed,
+        submitter: Identity,
+        body: StartBody,
+        start: Start,
+        record: Callable[[], None],
     ) -> Mapping[str, Any]:
         if (waiting := self._waiting.get(body.run)) and self._is_of(waiting, signed, start.order):
             await waiting.ask()
@@ -201,6 +218,8 @@ class SiteRuns:
         self._check_single(start.order.submission_id, body)
         with self._starts.enter(start):
             self.news.set()  # so that the server tells if the run ends first
+            what = f"record the start of run {body.run}"
+            await persist(what, lambda: in_thread(record), self._longest_s)
             run = await self._take_on(signed, submitter, body, start)
         self.news.set()
         log.info(

@@ -68,6 +68,18 @@ def shortage_in(error: BaseException) -> ResourceExhaustedError | None:
     return None
 
 
+def remedy_at(shortage: ResourceExhaustedError, host: str) -> str:
+    """Return what to do about a shortage, for somebody who may be elsewhere.
+
+    Args:
+        shortage: what a machine is short of.
+        host: names that machine.
+    """
+    if shortage.rule == _DISK[0]:
+        return f"free space on the disk of {host}, then try again"
+    return f"at {host}: {shortage.hint}"
+
+
 def _shortage(error: BaseException) -> tuple[str, str, str] | None:
     if isinstance(error, MemoryError):
         return _MEMORY

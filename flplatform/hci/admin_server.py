@@ -22,6 +22,7 @@ from flplatform.core.errors import (
     PermissionDeniedError,
     UnavailableError,
 )
+from flplatform.files.shortage import remedy_at, shortage_in
 from flplatform.hci.connection import Connection, ExitCode, Item
 from flplatform.hci.grammar import parse
 from flplatform.hci.operations import LONG_S, STOPPING, Operation, Operations
@@ -245,9 +246,17 @@ class AdminServer:
             try:
                 await self._record(spec, args, connection, "allowed")
             except Exception as error:
-                logger.exception("the audit cannot be written (%s)", operation.id)
+                shortage = shortage_in(error)
+                logger.error(
+                    "the audit cannot be written (%s): %s",
+                    operation.id,
+                    error,
+                    exc_info=None if shortage else error,
+                )
+                why = f": {shortage.message}" if shortage else ""
                 raise UnavailableError(
-                    f"nothing was done: the audit cannot be written ({operation.id})"
+                    f"nothing was done: the audit cannot be written ({operation.id}){why}",
+                    hint=remedy_at(shortage, "the server") if shortage else "",
                 ) from error
         operation.detachable = spec.survives_disconnect
         operation.transient = spec.transient

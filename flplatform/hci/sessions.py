@@ -226,11 +226,22 @@ class LoginThrottle:
         """Forgets the failures of this user on this certificate, and this attempt's address."""
         self._keep(fingerprint, [f for f in self._recent(fingerprint) if f[1] != user])
         if key := address_key(peer):
-            failures = self._recent(key)
-            mine = [each for each in failures if each[1] == user]
-            if mine:
-                failures.remove(mine[-1])
-            self._keep(key, failures)
+            self._forget_last(user, key)
+
+    def take_back(self, user: str, fingerprint: str, peer: str = "") -> None:
+        """Forgets one attempt that was neither right nor wrong; earlier failures stay counted.
+
+        Only for an attempt whose password was not looked at, or was right.
+        """
+        self._forget_last(user, fingerprint)
+        if key := address_key(peer):
+            self._forget_last(user, key)
+
+    def _forget_last(self, user: str, key: str) -> None:
+        failures = [*self._recent(key)]
+        if mine := [each for each in failures if each[1] == user]:
+            failures.remove(mine[-1])
+        self._keep(key, failures)
 
     def _forget_addresses(self) -> None:
         """Bound the addresses: the ones that came first go first."""

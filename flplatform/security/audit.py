@@ -12,6 +12,7 @@ Arguments are recorded as they were typed: no command takes a secret as an argum
 travel beside a command, never in its words, and so never come here.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -209,7 +210,7 @@ class AuditLog:
         """Sign a last checkpoint and release the files."""
         with self._lock:
             if not self._broken:
-                self._checkpoint()
+                self._checkpoint(ending=True)
             self._broken = True
             os.close(self._file)
             os.close(self._head_file)
@@ -227,8 +228,13 @@ class AuditLog:
         if os.fstat(self._file).st_size >= self._rotate_bytes:
             self._rotate()
 
-    def _checkpoint(self) -> None:
-        """Sign the last record; the log goes on without it, for the record itself is durable."""
+    def _checkpoint(self, ending: bool = False) -> None:
+        """Sign the last record; the log goes on without it, for the record itself is durable.
+
+        Args:
+            ending: it is the last one. Where key or folder are gone by then, that is why the
+                process ends: it was told as the error that it is, and must stay the last one.
+        """
         if self._seal is None or not self._head.seq:
             return
         text = {"log": self._name, "seq": self._head.seq, "hash": self._head.hash}
@@ -236,14 +242,17 @@ class AuditLog:
             signed = self._seal.sign(json.dumps(text).encode())
             write_atomic(_checkpoint_path(self._path), signed.to_bytes())
         except OSError as error:
-            log.error("%s: no checkpoint of record %d: %s", self._path, self._head.seq, error)
+            told = ending and isinstance(error, FileNotFoundError)
+            level = logging.WARNING if told else logging.ERROR
+            log.log(level, "%s: no checkpoint of record %d: %s", self._path, self._head.seq, error)
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)
             if written != len(line):
-                raise OSError(f"{self._path}: the disk took {written} of {len(line)} bytes")
+                text = f"{self._path}: the disk took {written} of {len(line)} bytes"
+                raise OSError(errno.ENOSPC, text)
         except OSError:
             self._broken = True  # until the file is as it was
             os.ftruncate(self._file, size)

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,7 +7,7 @@ import pytest
 
 from flplatform.admin.login import NONCE_S, Challenges, LoginDesk
 from flplatform.core.config import ServerLimits
-from flplatform.core.errors import ConfigError, UnauthenticatedError, UnavailableError
+from flplatform.core.errors import UnauthenticatedError, UnavailableError
 from flplatform.hci import Sessions
 from flplatform.rpc.interceptors import Caller
 from flplatform.security.authn import password_of
@@ -159,20 +160,121 @@ def test_without_audit_nobody_gets_in(world):
     assert refused(world, password="wrong").message == "sign-in refused"
 
 
-def test_a_disk_that_cannot_count_lets_nobody_in(world, monkeypatch):
-    def full(*_):
-        raise OSError("disk full")
+def full(*_) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flplatform.admin.login.write_atomic", full)
-    with pytest.raises(UnavailableError, match="disk"):
+
+def broken(*_) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+async def open_session(world: World):
+    return (await world.login())[1]
+
+
+WAYS = {
+    "login": lambda world, _, password: world.login(password=password),
+    "prove again": lambda world, session, password: world.desk.prove_again(
+        session, world.kit.identity, password or world.password
+    ),
+    "change": lambda world, session, password: world.desk.change_password(
+        session, world.kit.identity, password or world.password, "new"
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wrong", ["", "wrong"])
+def test_a_full_disk_neither_locks_out_nor_looks_at_a_password(
+    world, monkeypatch, caplog, way, wrong
+):
+    """Who fills the disk learns nothing by guessing; the right user comes in as soon as it can."""
+    session = asyncio.run(open_session(world))
+    with monkeypatch.context() as patch:
+        patch.setattr("flplatform.admin.login.write_atomic", full)
+        for method in ("check", "begin_change"):
+            patch.setattr(world.desk.users, method, lambda *_: pytest.fail("it was looked at"))
+        for _ in range(10):
+            with pytest.raises(UnavailableError, match="disk is full") as caught:
+                asyncio.run(WAYS[way](world, session, wrong))
+            assert "free space on the disk of the server" in caught.value.hint
+    assert "forgiven" not in caplog.text
+    asyncio.run(WAYS[way](world, session, ""))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_earlier_failures_stay_counted_on_a_full_disk(world, monkeypatch, way):
+    session = asyncio.run(open_session(world))
+    with pytest.raises(UnauthenticatedError):
+        asyncio.run(WAYS[way](world, session, "wrong"))
+    with monkeypatch.context() as patch:
+        patch.setattr("flplatform.admin.login.write_atomic", full)
+        for _ in range(3):
+            with pytest.raises(UnavailableError):
+                asyncio.run(WAYS[way](world, session, "wrong"))
+    with pytest.raises(UnauthenticatedError):
+        asyncio.run(WAYS[way](world, session, "wrong"))
+    with pytest.raises(UnauthenticatedError):  # the limit is two
+        asyncio.run(WAYS[way](world, session, ""))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_guesses_are_counted_whatever_the_audit_says(world, monkeypatch, way):
+    """The disk takes the attempt, but not the record: a right password costs no attempt."""
+    session = asyncio.run(open_session(world))
+    world.audit.broken = True
+    for _ in range(3):
+        with pytest.raises(UnavailableError):
+            asyncio.run(WAYS[way](world, session, ""))
+    assert json.loads((world.folder / "login_attempts.json").read_text()) == {}
+    for _ in range(2):
+        with pytest.raises(UnauthenticatedError):
+            asyncio.run(WAYS[way](world, session, "wrong"))
+    with pytest.raises(UnauthenticatedError):
+        asyncio.run(WAYS[way](world, session, ""))
+
+
+def test_a_user_who_cannot_be_stored_is_not_locked_out(world, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("flplatform.admin.users.write_atomic", full)
+        for _ in range(3):
+            with pytest.raises(UnavailableError, match="full"):
+                asyncio.run(world.login())
+    assert asyncio.run(world.login())[1].user == "amy"
+
+
+def test_a_disk_that_fails_otherwise_lets_nobody_in(world, monkeypatch):
+    monkeypatch.setattr("flplatform.admin.login.write_atomic", broken)
+    with pytest.raises(UnavailableError, match="disk") as caught:
         asyncio.run(world.login())
+    assert "space" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[", "[]", '{"f": 1}'])
-def test_a_damaged_memory_of_attempts_stops_the_start(text, tmp_path, federation, trust):
-    (tmp_path / "login_attempts.json").write_text(text)
-    with pytest.raises(ConfigError, match="login_attempts"):
-        World(tmp_path, federation, trust)
+def test_what_was_right_counts_as_that_though_it_cannot_be_forgiven_on_the_disk(
+    world, monkeypatch, caplog
+):
+    real, saves = world.desk._save, []
+
+    async def save_once():
+        saves.append(1)
+        await real() if len(saves) == 1 else full()
+
+    monkeypatch.setattr(world.desk, "_save", save_once)
+    assert asyncio.run(world.login())[1].user == "amy"
+    assert "forgiven" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[", "[]", '{"f": 1}', "", "\x00\x00"])
+def test_a_damaged_memory_of_attempts_is_begun_anew(text, tmp_path, federation, trust, caplog):
+    path = tmp_path / "login_attempts.json"
+    path.write_text(text)
+    world = World(tmp_path, federation, trust)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"{path} is damaged and made anew" in record.getMessage()
+    refused(world, password="wrong")
+    (failures,) = json.loads(path.read_text()).values()
+    assert len(failures) == 1
 
 
 def test_logins_at_the_same_time_take_turns(world):

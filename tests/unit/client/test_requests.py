@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import errno
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -55,7 +56,8 @@ class Runs:
         self.accepted = []
         self.answers = {}
 
-    async def accept(self, signed, order, submitter, body):
+    async def accept(self, signed, order, submitter, body, record):
+        record()
         self.accepted.append((submitter.name, order.submission_id, body.run))
         self.answers[signed, body] = {"isolation": "none"}
         return self.answers[signed, body]
@@ -371,7 +373,7 @@ def test_a_start_of_another_package(people, site, real_runs):
     agent = site.agent(runs=real_runs())
     reply = ask(agent, "start", start(people), BODY | {"digest": "blake3:" + "6" * 64})
     refused(reply, "signed job digest")
-    assert site.notes() == [("amy", "start", "allowed"), ("amy", "start", "refused")]
+    assert site.notes() == [("amy", "start", "refused")]
 
 
 def test_a_start_for_others(people, site, real_runs):
@@ -490,6 +492,21 @@ def test_a_full_disk_is_named_and_whoever_looks_is_answered(people, site, monkey
     )
     reply = ask(site.agent(), "check_status", look, request_id="r5")
     refused(reply, "single use")
+
+
+def test_a_command_that_finds_no_room_for_its_record_is_not_obeyed(
+    people, site, monkeypatch, caplog
+):
+    """The disk takes a part of the record; whoever asked reads that it is full."""
+    agent, write = site.agent(), os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:100]))
+        reply = ask(agent, "shutdown", command(people))
+    assert (reply.status, reply.rule) == ("error", "disk")
+    assert "the disk is full" in reply.message
+    assert site.stops == []
+    assert "Traceback" not in caplog.text
+    assert ask(agent, "shutdown", command(people, number=2), request_id="r2").status == "ok"
 
 
 def test_without_a_memory_of_ids_nothing_happens(people, site):

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from flplatform.core.errors import ResourceExhaustedError, UnavailableError
-from flplatform.files.shortage import demand_room, explaining_shortage, probe, shortage_in
+from flplatform.files.shortage import (
+    demand_room,
+    explaining_shortage,
+    probe,
+    remedy_at,
+    shortage_in,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +34,16 @@ def test_what_comes_back_is_named(number: int, rule: str) -> None:
         raise OSError(number, os.strerror(number))
     assert caught.value.rule == rule
     assert caught.value.hint
+
+
+def test_what_to_do_names_the_machine() -> None:
+    for number, remedy in (
+        (errno.EDQUOT, "free space on the disk of site-1, then try again"),
+        (errno.EMFILE, "at site-1: raise the limit of open files (ulimit -n)"),
+    ):
+        found = shortage_in(OSError(number, os.strerror(number)))
+        assert found is not None
+        assert remedy_at(found, "site-1") == remedy
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import errno
 import json
 import logging
 from contextlib import aclosing
@@ -188,6 +189,21 @@ def test_a_broken_audit_stops_what_would_change_something(session, error, caplog
     assert "disk full" not in items[0]["message"]
     assert items[-1]["exit_code"] == 1
     assert "audit cannot be written" in caplog.text
+
+
+def test_an_audit_that_finds_no_room_is_no_defect(session, caplog):
+    def broken(world):
+        text = "/secret/audit.jsonl: the disk took 331 of 614 bytes"
+        world.broken_audit = OSError(errno.ENOSPC, text)
+
+    world, items = run(session, "drop", broken)
+    assert world.log[-1] == "audit allowed"
+    assert "nothing was done: the audit cannot be written" in items[0]["message"]
+    assert "the disk is full" in items[0]["message"]
+    assert "free space on the disk of the server" in items[0]["hint"]
+    assert "secret" not in str(items)
+    assert "the disk took 331 of 614 bytes" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_what_changes_nothing_needs_no_audit(session):

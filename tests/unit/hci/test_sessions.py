@@ -155,6 +155,21 @@ def test_success_forgets(clock):
     assert guard.dump() == {}
 
 
+@pytest.mark.parametrize("peer", ["", "10.0.0.1:7"])
+def test_what_is_taken_back_leaves_all_as_it_was(clock, peer):
+    guard = throttle(clock)
+    for user in ("amy", "bob"):
+        guard.attempt(user, "f0", peer)
+    clock.now += 1
+    before = guard.dump()
+    for user in ("amy", "bob", "amy"):
+        guard.attempt(user, "f0", peer)
+        guard.take_back(user, "f0", peer)
+        assert guard.dump() == before
+    guard.take_back("eve", "f0", peer)
+    assert guard.dump() == before
+
+
 def test_a_lock_is_of_one_certificate_and_one_user(clock):
     guard = throttle(clock)
     for _ in range(6):

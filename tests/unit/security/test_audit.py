@@ -262,8 +262,9 @@ def test_a_full_disk_raises_and_leaves_the_chain_whole(
         with pytest.raises(OSError, match="No space"):
             log.record(AMY, "abort", "allowed")
         patch.setattr(os, "write", lambda handle, data: real(handle, data[:10]))
-        with pytest.raises(OSError, match="the disk took 10 of"):
+        with pytest.raises(OSError, match="the disk took 10 of") as caught:
             log.record(AMY, "abort", "allowed")
+        assert caught.value.errno == errno.ENOSPC
     log.record(AMY, "abort", "allowed", target="after")
     log.close()
     assert verify(path).seq == 6

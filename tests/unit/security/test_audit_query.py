@@ -1,6 +1,9 @@
 """Reading an audit from its end, and the signed checkpoints behind which no tail can be cut."""
 
+import dataclasses
+import errno
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -134,3 +137,45 @@ def test_a_checkpoint_of_another_host_or_none_is_found(path, seal, federation, m
     checkpoint.unlink()
     with pytest.raises(DataLossError, match="was taken away"):
         verify(path, seal)
+
+
+def last_checkpoint(caplog):
+    (said,) = [each for each in caplog.records if "no checkpoint of record" in each.getMessage()]
+    return said.levelname
+
+
+@pytest.mark.parametrize("gone", ["kit", "state"])
+def test_at_the_end_a_missing_folder_is_not_told_as_an_error_of_its_own(
+    tmp_path, federation, caplog, gone
+):
+    """Why it is missing was told before, as the error that ends the process."""
+    kit = shutil.copytree(federation.open("site-1").folder, tmp_path / "kit")
+    (tmp_path / "state").mkdir()
+    seal = KitSeal(dataclasses.replace(federation.open("site-1"), folder=kit))
+    log = write(tmp_path / "state" / "audit.jsonl", 3, seal)
+    shutil.move(tmp_path / gone, tmp_path / "elsewhere")
+    log.close()
+    assert last_checkpoint(caplog) == "WARNING"
+
+
+def test_another_failure_of_the_last_checkpoint_is_an_error(path, seal, monkeypatch, caplog):
+    log = write(path, 3, seal)
+    monkeypatch.setattr(audit, "write_atomic", full)
+    log.close()
+    assert last_checkpoint(caplog) == "ERROR"
+
+
+def test_a_key_that_is_missing_while_the_log_goes_on_is_an_error(path, seal, monkeypatch, caplog):
+    monkeypatch.setattr(audit, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(KitSeal, "sign", missing)
+    log = write(path, 3, seal)
+    assert last_checkpoint(caplog) == "ERROR"
+    log.close()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def missing(*_):
+    raise FileNotFoundError(errno.ENOENT, "No such file or directory")

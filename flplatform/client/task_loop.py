@@ -23,6 +23,7 @@ from flplatform.client.spool import Spool, SpooledResult
 from flplatform.client.state import base_of
 from flplatform.client.troubles import Troubles
 from flplatform.core.config import SitePolicy
+from flplatform.core.diagnosis import rejoin, run_lost
 from flplatform.core.errors import FLError, PermissionDeniedError, ResourceExhaustedError
 from flplatform.core.messages import TRAIN, ModelRef, Task, TaskFailure, TaskId
 from flplatform.files.counters import Counters
@@ -183,9 +184,11 @@ class TaskLoop:
             return await self._answers.submit(entry)
         run = await self._runs.ready(task_id.run)
         if run is None:
-            log.error("task %s: run %d is not here: never accepted, or lost", task_id, task_id.run)
-            lacks = f"this site does not have run {task_id.run}: abort and start it there anew"
-            return await self._answers.fail(task_id, TaskFailure(lacks))
+            anew = "if it goes on, first {}, then {}".format(*rejoin(task_id.site, task_id.run))
+            text = "task %s: run %d is not here: never accepted, or lost; %s"
+            log.error(text, task_id, task_id.run, anew)
+            lacks = TaskFailure(f"{run_lost(task_id.run)}: {anew}")
+            return await self._answers.fail(task_id, lacks)
         try:
             outcome = await self._produce(run, task)
         except RunProcessCrashed as error:

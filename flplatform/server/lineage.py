@@ -11,6 +11,7 @@ from flplatform.core.lineage import Lineage, Origin, RoundLineage, Share, Verifi
 from flplatform.core.messages import TRAIN, TaskId
 from flplatform.security.identity import identity_of
 from flplatform.security.signing import Signed
+from flplatform.server.aggregation import LostInputError
 from flplatform.server.run_actor import RunActor
 from flplatform.server.runs import Runs
 
@@ -92,7 +93,7 @@ class Lineages:
             model, state = await self._runs.hands.aggregate(closed)
             made = {state.digest} if state else set()
             await self._runs.retention.free(made | ({model.digest} - {published}))
-        except NotFoundError as error:
+        except LostInputError as error:
             return Verified(closed.round, "freed", detail=error.message)
         except FLError as error:
             return Verified(closed.round, "error", detail=str(error))

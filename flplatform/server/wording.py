@@ -8,9 +8,19 @@ def moment(time: str) -> str:
     return f"{time[:19].replace('T', ' ')} UTC"
 
 
+def count(number: int, noun: str) -> str:
+    """Return `1 site` or `2 sites`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def outcome(status: str, reason: str) -> str:
     """Say how a run ended, not twice that it was aborted."""
     return reason if reason.startswith(f"{status} ") else f"{status}: {reason}"
+
+
+def declined(answer: ev.SiteAnswered, said: str = "declined") -> str:
+    """Say a refusal with its rule, if it has one."""
+    return f"{said}{answer.rule and f' ({answer.rule})'}: {answer.reason}"
 
 
 def describe(event: ev.Event) -> str:
@@ -19,21 +29,21 @@ def describe(event: ev.Event) -> str:
         case ev.SiteAnswered(site=site, accepted=True):
             return f"{site} accepted"
         case ev.SiteAnswered(site=site):
-            return f"{site} declined ({event.rule}): {event.reason}"
+            return f"{site} {declined(event)}"
         case ev.RunOpened() if event.source_run:
-            models = len(event.source_models)
+            models = count(len(event.source_models), "model")
             return (
-                f"opened by {event.submitter} to validate {models} models of run "
-                f"{event.source_run} at {len(event.sites)} sites"
+                f"opened by {event.submitter} to validate {models} of run "
+                f"{event.source_run} at {count(len(event.sites), 'site')}"
             )
         case ev.RunOpened():
-            return f"opened by {event.submitter} for {len(event.sites)} sites"
+            return f"opened by {event.submitter} for {count(len(event.sites), 'site')}"
         case ev.DeployWaitOver():
             return "deploy_wait_s is over: who has not answered is not waited for"
         case ev.DeadlineExtended():
             return f"the deadline of round {event.round} passed and was extended"
         case ev.GatherOpened():
-            return f"{event.stage} opened with {len(event.participants)} sites"
+            return f"{event.stage} opened with {count(len(event.participants), 'site')}"
         case ev.SiteWithdrawn():
             return f"{event.site} {event.reason}"
         case ev.TargetsAdded():
@@ -41,7 +51,7 @@ def describe(event: ev.Event) -> str:
         case ev.StepStarted():
             return f"{event.step} started"
         case ev.RoundOpened():
-            return f"round {event.round} opened with {len(event.participants)} sites"
+            return f"round {event.round} opened with {count(len(event.participants), 'site')}"
         case ev.UpdateAccepted():
             return f"update of {event.site} for round {event.round} accepted"
         case ev.ResultAccepted():

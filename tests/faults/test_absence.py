@@ -218,7 +218,14 @@ def test_a_site_that_has_lost_its_state_takes_part_again(faulty):
     federation.start("site-1")
     lacks = federation.wait_event(run, ev.TaskFailed, site="site-1")
     assert f"does not have run {run}" in lacks.error
-    for line in (f"abort client site-1 --run {run}", f"start client site-1 --run {run}"):
+    console = Talk(federation)
+    try:
+        advice = [console.why(words)["can"][:2] for words in ("site-1", str(run))]
+    finally:
+        console.close()
+    remedy = [f"abort client site-1 --run {run}", f"start client site-1 --run {run}"]
+    assert advice == [remedy, remedy]
+    for line in remedy:
         done = federation.console(line)
         assert done.returncode == 0, done.stdout + done.stderr
     federation.tally.recovered()

@@ -138,7 +138,11 @@ def lines_of(diagnosis: Diagnosis) -> list[str]:
     """Return an explanation as text: the answer, what led to it, what comes, what one can do."""
     lines = [diagnosis.headline]
     lines += [f"  {line.time[11:19]:8}  {line.text}" for line in diagnosis.lines]
-    told = [item.text for item in diagnosis.waits_for if item.text not in diagnosis.headline]
+    told = [
+        item.clause
+        for item in diagnosis.waits_for
+        if item.text not in diagnosis.headline and item.clause not in diagnosis.headline
+    ]
     lines += [f"  waits for {text}" for text in told[:MAX_WAITS]]
     if len(told) > MAX_WAITS:
         lines.append(f"  waits for {units.count(len(told) - MAX_WAITS, 'site')} more")

@@ -11,6 +11,7 @@ from flplatform.admin.ports import Control
 from flplatform.admin.rights import Rights
 from flplatform.admin.targets import TargetArguments, current_run
 from flplatform.admin.transfers import Transfers
+from flplatform.core.diagnosis import rejoin
 from flplatform.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from flplatform.core.staging import PREPARED
 from flplatform.hci import CommandSpec, Connection, argument, did_you_mean
@@ -155,10 +156,13 @@ class StartingModule:
                 near = did_you_mean(site, known)
                 await connection.failed(site, NotFoundError(f"site{near and f' ({near})'}"))
             elif known[site] in BARRED:
-                detail = f"{known[site]} on the server"
+                help_ = f": enable_client {site}" if known[site] == "disabled" else ""
+                detail = f"{known[site]} on the server{help_}"
                 await connection.row(site, status="refused", detail=detail)
             elif site in plan.taking_part:
-                await connection.row(site, detail="takes part already")
+                abort, _ = rejoin(site, number)
+                anew = f"; if it has lost the run: {abort} first" if site in named else ""
+                await connection.row(site, detail=f"takes part already{anew}")
             elif prepared and site not in plan.sites:
                 detail = f"not deployed; deploy {plan.job_name} client {site}"
                 await connection.row(site, status="error", detail=detail)

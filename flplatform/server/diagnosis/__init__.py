@@ -12,6 +12,8 @@ from flplatform.core.errors import InvalidArgumentError
 from flplatform.core.messages import SITE_NAME
 from flplatform.server.client_manager import ClientManager
 from flplatform.server.diagnosis.facts import Facts, Surroundings, span
+from flplatform.server.diagnosis.outlook import remedies
+from flplatform.server.diagnosis.parted import lost, parting
 from flplatform.server.diagnosis.rounds import why_round
 from flplatform.server.diagnosis.runs import why_run
 from flplatform.server.diagnosis.sites import absent, owed, report_lines, site_lines, waiting
@@ -85,13 +87,18 @@ class Diagnostics:
         found = [(facts, waiting(facts, name, owed(facts, what))) for facts, what in owing]
         lines = [line for facts, item in found for line in site_lines(facts, [item])]
         lines += [line for facts in mine for line in report_lines(facts, view)]
+        without = [facts for facts in mine if name in lost(facts)]
+        anew = [each for facts in without for each in remedies(facts, name, has_lost=True)]
+        apart = [facts for facts in mine if parting(facts, name)]
+        anew += [each for facts in apart for each in remedies(facts, name)]
+        about_run = without[0] if without else found[0][0] if found else None
         return Diagnosis(
-            headline=_at_work(name, mine, found),
-            cause=found[0][1].cause if found else "idle",
-            run=found[0][0].state.run if found else None,
+            headline=_at_work(name, mine, without, found),
+            cause="run_lost" if without else found[0][1].cause if found else "idle",
+            run=about_run.state.run if about_run else None,
             waits_for=tuple(item for _, item in found),
             lines=_in_order([*lines, *self._facts_of(name, view, mine)]),
-            can=tuple(f"why {facts.state.run}" for facts, _ in found),
+            can=(*anew, *(f"why {facts.state.run}" for facts, _ in found)),
             ask=(name,),
         )
 
@@ -170,6 +177,8 @@ class Diagnostics:
 def _owes(facts: Facts, site: str) -> str:
     """Return what a run waits for from a site: `answer`, `train`, `result`, or nothing."""
     state, current = facts.state, facts.state.open_round
+    if site not in state.taking_part:
+        return ""
     if site not in state.answers:
         return "answer"
     if current is not None:
@@ -181,21 +190,29 @@ def _owes(facts: Facts, site: str) -> str:
     return ""
 
 
-def _at_work(name: str, mine: Sequence[Facts], found: Sequence[tuple[Facts, Waiting]]) -> str:
-    if found:
-        said = "; ".join(f"run {facts.state.run} waits for {item.text}" for facts, item in found)
-        return f"{name} is connected; {said}"
-    if mine:
-        runs = ", ".join(str(facts.state.run) for facts in mine)
-        return f"{name} is connected and owes nothing now; it is a target of run {runs}"
-    return f"{name} is connected and idle: no active run has it as a target"
+def _at_work(
+    name: str,
+    mine: Sequence[Facts],
+    without: Sequence[Facts],
+    found: Sequence[tuple[Facts, Waiting]],
+) -> str:
+    if not mine:
+        return f"{name} is connected and idle: no active run has it as a target"
+    said = [f"it has lost run {each.state.run} and fails each task of it" for each in without]
+    said += [f"run {each.state.run} waits for {item.clause}" for each, item in found]
+    owes = "" if said else " and owes nothing now"
+    if not said:
+        said = [f"it {text}" for each in mine if (text := parting(each, name))]
+        runs = ", ".join(str(each.state.run) for each in mine if not parting(each, name))
+        said += [f"it is a target of run {runs}"] if runs else []
+    return f"{name} is connected{owes}; {'; '.join(said)}"
 
 
 def _told(facts: Facts, site: str) -> list[Line]:
-    """Return what the log last says of a site: its answer, its last failure and last update."""
+    """Return what the log last says of a site: its answer, last failure, update, withdrawal."""
     last: dict[type[ev.Event], Line] = {}
     for event, time in zip(facts.events, facts.times, strict=True):
-        told = ev.SiteAnswered | ev.TaskFailed | ev.UpdateAccepted
+        told = ev.SiteAnswered | ev.TaskFailed | ev.UpdateAccepted | ev.SiteWithdrawn
         if isinstance(event, told) and event.site == site:
             last[type(event)] = Line(time, f"run {facts.state.run}: {describe(event)}")
     return list(last.values())

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from flplatform.algorithms.workflows import decide
 from flplatform.core import events as ev
-from flplatform.core.diagnosis import Coming, Waiting
+from flplatform.core.diagnosis import Coming, Waiting, rejoin
 from flplatform.core.errors import FLError
 from flplatform.core.workflow import (
     Abort,
@@ -15,8 +15,11 @@ from flplatform.core.workflow import (
     RosterChanged,
     SetQuorum,
     TimerFired,
+    Withdraw,
 )
 from flplatform.server.diagnosis.facts import Facts, names
+from flplatform.server.diagnosis.parted import lost, parting
+from flplatform.server.wording import count
 
 MAX_TRIED = 3
 """Sites for which it is worked out what their death, or giving them up, would bring."""
@@ -57,15 +60,39 @@ def options(facts: Facts, waits: Iterable[Waiting]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_options(facts, list(waits))))
 
 
+def remedies(facts: Facts, site: str, *, has_lost: bool = False) -> tuple[str, ...]:
+    """Return the commands, in order, after which a site works on the run again; none if none help.
+
+    Args:
+        facts: the run.
+        site: one that has declined the run, was withdrawn, or has lost it.
+        has_lost: whether it takes part and has lost the run.
+    """
+    state, view = facts.state, facts.sites.get(site)
+    if state.ended or view is None or view.state in ("disabled", "revoked"):
+        return ()
+    if state.opened.source_run or "scatter_gather" not in state.job.workflow[max(0, state.step) :]:
+        return ()  # no round is to come that it could take part in
+    abort, start = rejoin(site, state.run)
+    if not has_lost:
+        return (start,)
+    given_up = outcome(facts, Withdraw((site,), ""))
+    return () if any(_is_bad_end(event) for event in given_up) else (abort, start)
+
+
 def _options(facts: Facts, waits: list[Waiting]) -> Iterator[str]:
     run = facts.state.run
+    anew = [each for site in lost(facts) for each in remedies(facts, site, has_lost=True)]
+    yield from anew[: 2 * MAX_TRIED]
+    for site in [site for site in facts.targets if parting(facts, site)][:MAX_TRIED]:
+        yield from remedies(facts, site)
     for item in waits[:MAX_TRIED]:
         if item.cause == "disabled":
             yield f"enable_client {item.site}"
         elif item.cause == "silent" and _without(facts, item.site):
             yield f"remove_client {item.site}"
-    if (count := _reachable_quorum(facts)) and outcome(facts, SetQuorum(count, "")):
-        yield f"set_min_clients {count} --run {run}"
+    if (quorum := _reachable_quorum(facts)) and outcome(facts, SetQuorum(quorum, "")):
+        yield f"set_min_clients {quorum} --run {run}"
     for item in waits[:MAX_TRIED]:
         given_up = outcome(facts, AbortTasks((item.site,), ""))
         if given_up and not any(_is_bad_end(event) for event in given_up):
@@ -75,7 +102,7 @@ def _options(facts: Facts, waits: list[Waiting]) -> Iterator[str]:
             w.site for w in waits if w.cause in ("crashing", "slow", "working", "disk_full")
         )
         yield f"logs -f {run} {site if site in facts.sites else '--server'}"
-    if outcome(facts, Abort("")):
+    if not anew and outcome(facts, Abort("")):
         yield f"abort all --run {run}"
 
 
@@ -112,13 +139,14 @@ def _future(facts: Facts, event: ev.Event) -> str:
             return f"extended once by {job.round_deadline_s:g} s, then run {facts.state.run} aborts"
         case ev.RoundClosed():
             late = f" without {names(event.stragglers)}" if event.stragglers else ""
-            return f"round {event.round} closes with {len(event.contributions)} updates{late}"
+            updates = count(len(event.contributions), "update")
+            return f"round {event.round} closes with {updates}{late}"
         case ev.RoundOpened():
             return f"round {event.round} opens with {names(event.participants)}"
         case ev.DeployWaitOver():
             return "who has not answered is not waited for any more"
         case ev.GatherClosed():
-            return f"{event.stage} closes with {len(event.gaps)} gaps"
+            return f"{event.stage} closes with {count(len(event.gaps), 'gap')}"
         case ev.RunEnded():
             how = {"failed": "fails", "aborted": "aborts"}.get(event.status, event.status)
             return f"run {facts.state.run} {how}: {event.reason}"

@@ -8,7 +8,7 @@ from flplatform.core.errors import NotFoundError
 from flplatform.core.messages import TRAIN, TaskId
 from flplatform.server.diagnosis.facts import Facts, answered_after, names, span
 from flplatform.server.diagnosis.runs import why_run
-from flplatform.server.wording import describe
+from flplatform.server.wording import declined, describe
 
 
 def why_round(facts: Facts, number: int) -> Diagnosis:
@@ -128,5 +128,5 @@ def _absence(facts: Facts, site: str, opened_at: int) -> str:
     if answer is None:
         return "had not answered the start when the round opened"
     if not answer.accepted:
-        return f"declined ({answer.rule or 'error'}): {answer.reason}"
+        return declined(answer)
     return "was not connected, or disabled, when the round opened"

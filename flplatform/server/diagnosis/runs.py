@@ -9,7 +9,7 @@ from flplatform.server.diagnosis.facts import MAX_SITES, Facts, log_lines, names
 from flplatform.server.diagnosis.outlook import coming, options
 from flplatform.server.diagnosis.parted import lost
 from flplatform.server.diagnosis.sites import all_waiting, site_lines
-from flplatform.server.wording import describe
+from flplatform.server.wording import count, describe
 
 ASKABLE = frozenset(SITE_CAUSES) - {
     "disabled", "never_registered", "certificate", "away", "expected",
@@ -136,8 +136,8 @@ def _aggregating(facts: Facts) -> Diagnosis:
     assert current is not None
     assert current.closed is not None
     since = facts.age(facts.times[-1])
-    count = len(current.closed.contributions)
-    text = f"aggregates {count} updates by {current.closed.aggregator}"
+    updates = count(len(current.closed.contributions), "update")
+    text = f"aggregates {updates} by {current.closed.aggregator}"
     server = Waiting("server", "working", f"server {text}", since)
     headline = f"waits for the server, since {span(since)}: round {current.opened.round} is closed"
     return _made(facts, f"{headline} and the server {text}", "aggregating", (server,))
@@ -155,7 +155,7 @@ def _gathering(facts: Facts) -> Diagnosis:
     done: dict[str, int] = dict.fromkeys(opened.participants, 0)
     for task_id in (*gather.results, *gather.failed):
         done[task_id.site] = done.get(task_id.site, 0) + 1
-    missing = [site for site, count in done.items() if count < each]
+    missing = [site for site, answered in done.items() if answered < each]
     waits = all_waiting(facts, missing, "result")
     what = {
         "score": f"score the model of round {opened.round}",

@@ -118,8 +118,12 @@ def _present(facts: Facts, view: SiteView, refusal: Refusal | None, task: Owed) 
         opened = facts.age(facts.times[0])
         return Waiting(site, "no_answer", f"{site} has not answered the start yet", opened)
     _, number, phase, since = report or (0, 0, "", 0.0)
+    doing, _, _ = phase.partition(",")
+    if _is_past(facts, number, since):
+        phase = doing  # what held it up may be over
+    elif _is_of_before(facts, number, since):
+        doing += f" in round {number}"
     if crashed := _CRASHED.search(phase):
-        doing, _, _ = phase.partition(",")
         text = f"{site}: the run process has {crashed[0]} times in {doing}, then the task fails"
         return Waiting(site, "crashing", text, since)
     if retries := _RETRIES.search(phase):
@@ -130,7 +134,7 @@ def _present(facts: Facts, view: SiteView, refusal: Refusal | None, task: Owed) 
         last = f": {refusal.error}" if refusal and facts.age(refusal.time) <= since + 1 else ""
         what = "has no space or meets a limit" if full else f"tries again ({retries[1]})"
         cause = "disk_full" if full else "retrying"
-        text = f"{site} {what} while {phase.partition(',')[0]}{last}"
+        text = f"{site} {what} while {doing}{last}"
         return Waiting(site, cause, text, since)
     if refusal and refusal.run == facts.state.run and refusal.time >= task.since:
         cause = "disk_full" if refusal.code == "resource_exhausted" else "refused"
@@ -146,6 +150,23 @@ def _present(facts: Facts, view: SiteView, refusal: Refusal | None, task: Owed) 
         text = f"{site} has not begun its task (phase {phase}, round {number})"
         return Waiting(site, "not_taken", text, since)
     return _at_work(facts, site, phase, since, task)
+
+
+def _is_of_before(facts: Facts, number: int, since: float) -> bool:
+    """Return whether a report is of a round before the open one.
+
+    While it downloads the model of a round, a site still reports the number of the one before.
+    """
+    current = facts.state.open_round
+    if current is None or current.closed or number >= current.opened.round:
+        return False
+    return since > facts.age(facts.times[facts.index_of_phase])
+
+
+def _is_past(facts: Facts, number: int, since: float) -> bool:
+    """Return whether a report is of an earlier round, and a newer report is still to come."""
+    had = facts.age(facts.times[facts.index_of_phase])
+    return had <= facts.heartbeat_s + REPORT_S and _is_of_before(facts, number, since)
 
 
 def _at_work(facts: Facts, site: str, phase: str, since: float, task: Owed) -> Waiting:
@@ -185,9 +206,9 @@ def site_lines(facts: Facts, waits: Iterable[Waiting]) -> list[Line]:
 
 
 def report_lines(facts: Facts, view: SiteView) -> list[Line]:
-    """Return what a site last reported of the run."""
+    """Return what a site last reported of the run, unless that is of a round that is over."""
     return [
         Line(facts.before(since), f"{view.name} began: {phase}, round {number}")
         for run, number, phase, since in view.runs
-        if run == facts.state.run
+        if run == facts.state.run and not _is_past(facts, number, since)
     ]

@@ -6,6 +6,7 @@ def test_every_event_can_be_said_in_one_line() -> None:
     texts = {
         ev.SiteAnswered(site="a", accepted=True): "a accepted",
         ev.SiteAnswered(site="a", accepted=False, rule="r", reason="x"): "a declined (r): x",
+        ev.SiteAnswered(site="a", accepted=False, reason="x"): "a declined: x",
         ev.StepStarted(index=0, step="scatter_gather"): "scatter_gather started",
         ev.ModelScored(round=1, score=0.51239, examples=3, best=True): (
             "model of round 1 scored 0.5124, the best so far"

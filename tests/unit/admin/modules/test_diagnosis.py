@@ -57,6 +57,20 @@ def test_one_screen(console, why):
     assert reply.code == 0
 
 
+def test_who_is_waited_for_is_named_first_and_once(console, why):
+    waits = {
+        "b: train since 31.0 s": "b: train since 31.0 s",
+        "b is silent since 31.0 s": "b: it is silent since 31.0 s",
+        "the server has no room for what b sends": "b: the server has no room for what b sends",
+    }
+    for text, said in waits.items():
+        item = Waiting("b", "silent", text)
+        why.diagnosis.answers = {3: replace(WHY, waits_for=(item,))}
+        assert f"\n  waits for {said}\n" in console("why 3").text
+        why.diagnosis.answers = {3: replace(WHY, headline=f"run 3: {said}", waits_for=(item,))}
+        assert "waits for" not in console("why 3").text
+
+
 def test_the_current_run_is_meant(console, why):
     assert console("why").text.startswith("run 3 waits")
     assert console("why", run=3).text.startswith("run 3 waits")

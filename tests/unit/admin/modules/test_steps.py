@@ -201,7 +201,7 @@ def test_the_plan_of_a_prepared_run(console, ready):
 def test_a_site_that_is_barred_is_not_started(console, ready):
     ready.site_views[0] = site("a", state="disabled")
     reply = console("start_plan client", run=7)
-    assert reply.statuses == {"a": "refused disabled on the server"}
+    assert reply.statuses == {"a": "refused disabled on the server: enable_client a"}
     assert reply.data("plan")["starting"] == ["b"]
 
 
@@ -223,7 +223,8 @@ def test_a_run_at_work_is_joined_by_named_sites_only(console, ready):
     }
     reply = console("start_plan client a b c", run=3)
     assert reply.data("plan")["starting"] == ["b", "c"]
-    assert reply.statuses == {"a": "ok takes part already"}
+    lost = "if it has lost the run: abort client a --run 3 first"
+    assert reply.statuses == {"a": f"ok takes part already; {lost}"}
 
 
 def test_only_what_is_started_can_be_fetched(console, ready):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flplatform.client.executors import JobCodeError, RunProcessCrashed
+from flplatform.core.diagnosis import run_lost
 from flplatform.core.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from flplatform.core.messages import TaskFailure
 from flplatform.rpc.v1 import federated_pb2 as pb
@@ -31,8 +32,10 @@ def test_a_task_waits_for_a_run_that_comes_back(world):
 
 def test_an_unknown_run(world, caplog):
     failure = fails(world, pb.Task(id="9/1/train/site-1"))
-    assert failure.error.startswith("this site does not have run 9")
+    anew = "first abort client site-1 --run 9, then start client site-1 --run 9"
+    assert failure.error == f"{run_lost(9)}: if it goes on, {anew}"
     assert "run 9 is not here" in caplog.text
+    assert anew in caplog.text, "who reads the site's log is told what helps"
 
 
 @pytest.mark.parametrize(

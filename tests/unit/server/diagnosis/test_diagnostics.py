@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from flplatform.core.control import SiteView
+from flplatform.core.diagnosis import run_lost
 from flplatform.core.errors import (
     FLError,
     InvalidArgumentError,
@@ -13,7 +14,7 @@ from flplatform.core.errors import (
     UnauthenticatedError,
 )
 from flplatform.core.messages import ModelRef
-from flplatform.core.workflow import Abort
+from flplatform.core.workflow import Abort, AnswerArrived, Withdraw
 from flplatform.rpc.v1 import federated_pb2 as pb
 from flplatform.server import hands
 from flplatform.server.client_manager import RunReport
@@ -160,6 +161,51 @@ def test_a_site_at_work(scene: Scene) -> None:
         why = explained(scene).site("a")
         assert why.cause == "idle"
         assert "owes nothing now; it is a target of run 1" in why.headline
+        await scene.close()
+
+    play(it())
+
+
+def test_a_site_that_has_lost_its_run_and_one_that_was_withdrawn(scene: Scene) -> None:
+    async def it() -> None:
+        scene.obeying("a", "b", "c")
+        await scene.submit(("a", "b", "c"), min_clients=1)
+        task = await scene.offered("c")
+        failure = pb.TaskFailure(error=run_lost(1))
+        request = pb.SubmitResultRequest(task_id=str(task.id), failure=failure)
+        await scene.training.submit_result("c", request)
+        back = ("abort client c --run 1", "start client c --run 1")
+        why = explained(scene).site("c")
+        assert (why.cause, why.run, why.can) == ("run_lost", 1, back)
+        assert why.headline == "c is connected; it has lost run 1 and fails each task of it"
+        assert explained(scene).run(1).can[:2] == back
+
+        await scene.actor().tell(Withdraw(("c",), "amy", "withdrawn by amy"))
+        why = explained(scene).site("c")
+        assert (why.cause, why.can) == ("idle", back[1:])
+        assert why.headline == (
+            "c is connected and owes nothing now; it was withdrawn from run 1 by amy"
+        )
+        assert "run 1: c withdrawn by amy" in [line.text for line in why.lines]
+        await scene.close()
+
+    play(it())
+
+
+def test_a_site_that_is_to_answer_and_declines(scene: Scene) -> None:
+    async def it() -> None:
+        scene.obeying("a")
+        scene.live("b")
+        await scene.submit(("a", "b"), min_clients=1)
+        why = explained(scene).site("b")
+        assert why.headline == (
+            "b is connected; run 1 waits for b: it has not answered the start yet"
+        )
+        order = scene.actor().state.order_of("b")
+        await scene.actor().tell(AnswerArrived("b", False, "", "no such data", order=order))
+        why = explained(scene).site("b")
+        assert why.headline.endswith("; it declined run 1: no such data")
+        assert why.can == ("start client b --run 1",)
         await scene.close()
 
     play(it())

@@ -140,7 +140,7 @@ def test_validating_gathers() -> None:
     assert causes(why) == {"b": "working"}
     assert "waits for b to hand in their best local models" in why.headline
     assert "1 of 2 results are in" in why.headline
-    assert "submit closes with 1 gaps" in coming(why)
+    assert "submit closes with 1 gap" in coming(why)
     run.submit_model("b")
     run.validate("a", "a")
     why = why_run(told(run))
@@ -289,6 +289,30 @@ def test_a_site_without_space() -> None:
     assert "has no space or meets a limit while downloading" in why.waits_for[0].text
     why = waits_for_b(views={"b": live("b", "uploading, retries: unavailable")})
     assert causes(why) == {"b": "retrying"}
+
+
+@pytest.mark.parametrize(
+    ("phase", "cause", "words"),
+    [
+        ("train, crashed 2 of 3", "crashing", "has crashed 2 of 3 times in train in round 1, "),
+        ("uploading, retries: unavailable", "retrying", "while uploading in round 1"),
+    ],
+)
+def test_what_held_a_site_up_in_an_earlier_round(phase: str, cause: str, words: str) -> None:
+    run = training("ab", rounds=3, min_clients=2).round().updates("a")
+    views = {"b": live("b", phase, 40.0, 1)}
+    why = why_run(told(run, ago=3.0, views=views))
+    assert causes(why) == {"b": "working"}, "it has not reported anything since the round opened"
+    assert phase not in text(why) + why.waits_for[0].text
+    views = {"b": live("b", phase, 400.0, 1)}
+    why = why_run(told(run, ago=300.0, views=views))
+    assert causes(why) == {"b": cause}, "it has reported many times since, and is held up there"
+    assert words in why.waits_for[0].text
+    assert f"b began: {phase}, round 1" in text(why)
+    views = {"b": live("b", "downloading, retries: unavailable", 1.0, 1)}
+    why = why_run(told(run, ago=3.0, views=views))
+    assert causes(why) == {"b": "retrying"}, "the model of this round"
+    assert "round 1" not in why.waits_for[0].text
 
 
 def test_an_upload_that_the_server_has_no_space_for() -> None:

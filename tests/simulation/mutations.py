@@ -326,7 +326,7 @@ FIRST_SEEDS = {
     "settle before the answer": 215,
     "forget what a dead site received": 90,
     "undo a codec against another base": 45,
-    "drop what a disabled site has trained": 60495,
+    "drop what a disabled site has trained": 3300,
     "tell no site that it was withdrawn": 1594,
     "ask no site anew": 545,
     "free what is validated": 220,

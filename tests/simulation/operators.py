@@ -76,7 +76,8 @@ class Errand:
         except Exception as error:  # noqa: BLE001 - whatever it is, a command must not meet it
             history.watcher.object(f"{self._what}: {error!r}")
             return
-        if (self._at, self._rounds) != (at, rounds):
+        ended_it = not refused and following == len(self._steps)
+        if (self._at, self._rounds) != (at, rounds) and not ended_it:
             return  # a try before was answered
         history.world.note("operator", answer)
         if following == len(self._steps):

@@ -34,6 +34,7 @@ LOST = (
     "to begin anew on purpose, without the runs, sites and revocations of before, remove "
 )
 """What to do about a lost state; the path of the kit's `log-id` follows."""
+_SERVED = "a server has worked on this kit before"
 _REMOVE = "if state_url names the log of this state folder, remove the file: it is made again"
 _ID = re.compile(r"[0-9a-f]{32}")
 _MOST_BYTES = 200
@@ -127,7 +128,7 @@ class OwnLog:
         """
         if why_no_folder(self.folder) or any(contents(self.folder)) or not (noted := self.noted):
             return ""
-        return f"{self._served(noted)}, but the state folder {self.folder} is empty"
+        return f"{_SERVED} (log {noted}), but the state folder {self.folder} is empty"
 
     def demand_state(self) -> None:
         """Refuse to go on with the empty folder of a server that has worked before.
@@ -144,9 +145,6 @@ class OwnLog:
         """Return what to do about a state that is lost."""
         return f"{LOST}{self.kit}/{LOG_ID}"
 
-    def _served(self, noted: str) -> str:
-        return f"a server has worked on the kit {self.kit} before, with log {noted} (see {LOG_ID})"
-
     def demand(self, name: str, origin: str, is_empty: bool) -> None:
         """Refuse a log that is not the folder's; see `store.state.Admit`.
 
@@ -158,8 +156,8 @@ class OwnLog:
             raise ConfigError(why, hint=ADVICE)
         if not self.id and is_empty and (noted := self.noted) not in ("", origin):
             raise ConfigError(
-                f"{self._served(noted)}, but the state folder {self.folder} has no {LOG_ID}, and "
-                f"the log {name} is empty",
+                f"{_SERVED} (log {noted}), but the state folder {self.folder} has no {LOG_ID}, "
+                f"and the log {name} is empty",
                 hint=self.how_to_find(),
             )
 

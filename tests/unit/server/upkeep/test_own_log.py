@@ -200,7 +200,7 @@ def test_a_lost_state_is_missed(started: Place, lose: Callable[[Place], None]) -
         with pytest.raises(ConfigError) as refused:
             start(kit)
         text = str(refused.value)
-        assert f"a server has worked on the kit {kit} before, with log {known} " in text
+        assert f"a server has worked on this kit before (log {known}), but " in text
         for word in (str(started.folder), "mount", "restore a backup", f"remove {kit}/{LOG_ID}"):
             assert word in text
         assert not (started.folder / LOG_ID).exists()
